@@ -1,0 +1,20 @@
+"""imgcls: image-classification training jobs as tracked, comparable MLflow runs."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from imgcls.jobs.train import TrainResult as TrainResult
+    from imgcls.jobs.train import train as train
+
+__version__ = "0.1.0"
+__all__ = ["TrainResult", "__version__", "train"]
+
+# Torch and MLflow take seconds to import, so the public names are loaded when they are first used.
+_LAZY = {"train": "imgcls.jobs.train", "TrainResult": "imgcls.jobs.train"}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(import_module(_LAZY[name]), name)
+    raise AttributeError(f"module 'imgcls' has no attribute {name!r}")

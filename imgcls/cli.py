@@ -1,0 +1,162 @@
+"""The command line: one click command a verb, which parses, calls a job and prints. Nothing heavy is imported here."""
+
+import sys
+import traceback
+from pathlib import Path
+from typing import Any, NoReturn
+
+import click
+
+from imgcls import __version__
+from imgcls.errors import UserError
+
+_OVERRIDABLE = {"ignore_unknown_options": True, "allow_extra_args": True}
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="imgcls")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+def cli(debug: bool) -> None:
+    """Train image classifiers as tracked, comparable MLflow runs.
+
+    Runs are kept in MLFLOW_TRACKING_URI, or in ./mlflow.db where that is not set.
+    """
+    click.get_current_context().obj = debug
+
+
+@cli.command(context_settings=_OVERRIDABLE)
+@click.argument("words", metavar="[RECIPE] [--SECTION.FIELD VALUE]...", nargs=-1, type=click.UNPROCESSED)
+def train(words: tuple[str, ...]) -> None:
+    """Train a classifier and log it as an MLflow run.
+
+    RECIPE is a YAML file or the name of a built-in recipe. Left out, it is `folder` where --data.root is given, and
+    `digits` elsewhere. Any field of the recipe can be given by its dotted name; `imgcls recipe show` lists them.
+
+    \b
+    imgcls train
+    imgcls train --data.root photos/ --train.epochs 10
+    imgcls train experiments/digits.yaml --optim.lr 1e-3
+
+    Exit codes: 0 done, 2 a mistake to mend, 3 done but not all could be sent to the tracking server, 130 and 143
+    stopped by Ctrl-C and SIGTERM.
+    """
+    recipe, texts = parse_words(words)
+    from imgcls.jobs.console import Console
+    from imgcls.jobs.signals import Signals
+    from imgcls.jobs.train import run_training
+    from imgcls.recipe import resolve
+    from imgcls.tracking.run import fail_attached_run
+
+    with Signals() as signals:
+        try:
+            resolved = resolve(recipe, texts=texts)
+        except UserError as error:
+            fail_attached_run(str(error))
+            raise
+        result = run_training(resolved, Console(), signals)
+    if result.unsent is not None:
+        sys.exit(3)
+
+
+@cli.group()
+def recipe() -> None:
+    """Show, describe and compare recipes."""
+
+
+@recipe.command("show", context_settings=_OVERRIDABLE)
+@click.argument("words", metavar="[RECIPE] [--SECTION.FIELD VALUE]...", nargs=-1, type=click.UNPROCESSED)
+def recipe_show(words: tuple[str, ...]) -> None:
+    """Print the resolved recipe: every field with its value."""
+    name, texts = parse_words(words)
+    from imgcls.jobs import recipes
+
+    click.echo(recipes.show(name, texts), nl=False)
+
+
+@recipe.command("schema")
+def recipe_schema() -> None:
+    """Print the JSON schema of recipe files, for completion in editors."""
+    from imgcls.jobs import recipes
+
+    click.echo(recipes.schema(), nl=False)
+
+
+@recipe.command("diff")
+@click.argument("a")
+@click.argument("b")
+def recipe_diff(a: str, b: str) -> None:
+    """Print the fields that differ between A and B: recipe files, built-in recipes or MLflow run ids."""
+    from imgcls.jobs import recipes
+
+    click.echo(recipes.diff(a, b), nl=False)
+
+
+@cli.command()
+@click.option("--port", default=5000, show_default=True, type=click.IntRange(1, 65535), help="Port on 127.0.0.1.")
+@click.option("--no-open", is_flag=True, help="Do not open a browser.")
+def ui(port: int, no_open: bool) -> None:
+    """Open the MLflow UI at the runs table."""
+    from imgcls.jobs import ui as job
+
+    job.run(port, open_browser=not no_open)
+
+
+@cli.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+def upload(folder: Path) -> None:
+    """Send what a run could not send to its tracking server; FOLDER is named at the end of that run."""
+    from imgcls.jobs import upload as job
+
+    click.echo(job.run(folder))
+
+
+def parse_words(words: tuple[str, ...]) -> tuple[str | None, dict[str, str]]:
+    """Split [RECIPE] [--section.field VALUE | --section.field=VALUE]... into the recipe and the fields.
+
+    Raises:
+        UserError: an option without a dot or without a value, a field given twice, or a second recipe.
+    """
+    recipe: str | None = None
+    texts: dict[str, str] = {}
+    rest = list(words)
+    while rest:
+        word = rest.pop(0)
+        if word.startswith("--"):
+            name, equals, value = word[2:].partition("=")
+            if "." not in name:
+                raise UserError(f"unknown option --{name}; expected --section.field VALUE, such as --optim.lr 0.01.")
+            if not equals:
+                if not rest:
+                    raise UserError(f"--{name} has no value; expected --{name} VALUE.")
+                value = rest.pop(0)
+            if name in texts:
+                raise UserError(f"--{name} is given twice: {texts[name]!r} and {value!r}. Give it once.")
+            texts[name] = value
+        elif recipe is None:
+            recipe = word
+        else:
+            raise UserError(f"found two recipes, {recipe!r} and {word!r}; expected one. Fields begin with --.")
+    return recipe, texts
+
+
+def main() -> NoReturn:
+    """Run the command line: 2 and one paragraph for a user's mistake, 128 + signal for a stop."""
+    debug = "--debug" in sys.argv[1:2]
+    try:
+        code: Any = cli.main(standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except UserError as error:
+        if debug:
+            traceback.print_exc()
+        click.echo(f"imgcls: error: {error}", err=True)
+        sys.exit(2)
+    except (click.Abort, KeyboardInterrupt):
+        sys.exit(130)
+    except BaseException as error:
+        signum = getattr(error, "signum", None)  # jobs.signals.Stopped, which is not imported for its name alone
+        if signum is None:
+            raise
+        sys.exit(128 + signum)
+    sys.exit(code if isinstance(code, int) else 0)

@@ -1,0 +1,102 @@
+"""Pixels by row of a manifest: decoded once into memory where they fit, else from their files each time."""
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Protocol
+
+import psutil
+
+from imgcls.data.decode import DecodeError, Pixels, decode, shrink, to_channels
+from imgcls.errors import UserError
+from imgcls.tables import Manifest
+
+Progress = Callable[[int, int], None]
+"""Called with (images done, images in all)."""
+
+
+class Images(Protocol):
+    """Images by index, each (H, W, C) uint8 of its own height and width."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Pixels: ...
+
+
+class FileImages:
+    """Images decoded from their files at every access."""
+
+    def __init__(self, paths: list[str], *, channels: int, short_side: int) -> None:
+        self._paths, self._channels, self._short_side = paths, channels, short_side
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def __getitem__(self, index: int) -> Pixels:
+        path = Path(self._paths[index])
+        try:
+            return decode(path.read_bytes(), channels=self._channels, short_side=self._short_side)
+        except OSError as error:
+            raise UserError(f"cannot read the image {path}: {error.strerror}. Mend or remove the file.") from error
+        except DecodeError as error:
+            raise UserError(f"cannot read the image {path}: {error}. Mend or remove the file.") from error
+
+
+def open_images(
+    manifest: Manifest, *, channels: int, short_side: int, budget_mb: int, progress: Progress | None = None
+) -> Images:
+    """The manifest's images, every one of them decoded once to prove it readable.
+
+    Args:
+        manifest: the rows to open.
+        channels: 1 or 3.
+        short_side: pixels; larger images are shrunk to it.
+        budget_mb: MiB of pixels to keep; also never more than half the memory that is free now.
+        progress: told how many images are done.
+
+    Raises:
+        UserError: images that cannot be read; up to five are named, with reasons.
+    """
+    if manifest.images is not None:
+        rows = manifest.frame["row"].to_numpy()
+        return [shrink(to_channels(manifest.images[row], channels), short_side) for row in rows]
+    files = FileImages([str(path) for path in manifest.frame["path"]], channels=channels, short_side=short_side)
+    budget = min(budget_mb * 2**20, psutil.virtual_memory().available // 2)
+    kept: list[Pixels] = []
+    bad: list[str] = []
+    used = 0
+
+    def load(index: int) -> Pixels | str:
+        try:
+            return files[index]
+        except UserError as error:
+            return str(error)
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for done, loaded in enumerate(_map_bounded(pool, load, len(files)), 1):
+            if isinstance(loaded, str):
+                bad.append(loaded)
+            elif used <= budget:
+                kept.append(loaded)
+                used += loaded.nbytes
+            if progress is not None:
+                progress(done, len(files))
+    if bad:
+        more = f"\n… and {len(bad) - 5} more unreadable images." if len(bad) > 5 else ""
+        raise UserError("\n".join(bad[:5]) + more)
+    return kept if len(kept) == len(files) else files
+
+
+def _map_bounded(
+    pool: ThreadPoolExecutor, load: Callable[[int], Pixels | str], count: int, ahead: int = 64
+) -> Iterator[Pixels | str]:
+    """`pool.map` in order with at most `ahead` results waiting, so that memory stays bounded."""
+    waiting: deque[Future[Pixels | str]] = deque()
+    for index in range(count):
+        waiting.append(pool.submit(load, index))
+        if len(waiting) > ahead:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()

@@ -1,0 +1,51 @@
+"""The contract of a data source: a config class and a function from it to a Manifest."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from imgcls.plugins import Registry
+from imgcls.sections import Section
+from imgcls.tables import Manifest
+
+
+class DataConfig(Section):
+    """The fields that every data source has."""
+
+    source: str = "digits"
+    """Where the images come from: the name of a data source."""
+    val_fraction: float = Field(0.15, gt=0, lt=1)
+    """Share of each class's images held out for validation, where the source has no validation split."""
+    test_fraction: float = Field(0.15, ge=0, lt=1)
+    """Share of each class's images held out for the final test, where the source has no split at all."""
+    split_seed: int = Field(0, ge=0)
+    """Seed of the split. The same images and seed give the same split on any machine."""
+    channels: Literal[1, 3] = 3
+    """Channels that the network sees: 1 grey, 3 colour. Images are converted."""
+    num_workers: Annotated[int, Field(ge=0, le=256)] | Literal["auto"] = "auto"
+    """Processes that augment batches; 0 does it in the training process. auto: none on a CPU, up to 8 beside a GPU."""
+    memory_budget_mb: int = Field(2048, ge=0)
+    """MiB of decoded images kept in memory; above it images are decoded anew in every epoch."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data source.
+
+    Attributes:
+        config: the class of the recipe's `data` section for this source.
+        scan: reads what there is, without decoding pixels. Raises UserError for what a user can mend.
+    """
+
+    config: type[DataConfig]
+    scan: Callable[[Any], Manifest]
+
+
+SOURCES: Registry[Source] = Registry("data source")
+
+
+def scan(config: DataConfig) -> Manifest:
+    """The manifest of the configured source, rows sorted by id."""
+    return SOURCES.get(config.source).scan(config)

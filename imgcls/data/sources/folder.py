@@ -1,0 +1,161 @@
+"""A folder of images: root/<class>/..., or root/{train,val,test}/<class>/... with its splits given."""
+
+import hashlib
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Literal
+
+from pydantic import field_validator
+
+from imgcls.data.source import SOURCES, DataConfig, Source
+from imgcls.errors import UserError
+from imgcls.tables import Manifest, Skipped
+
+EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})
+SPLIT_FOLDERS = {
+    "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val",
+    "test": "test", "testing": "test",
+}  # fmt: skip
+
+
+class FolderConfig(DataConfig):
+    """The fields of `source: folder`."""
+
+    source: Literal["folder"] = "folder"
+    """A folder with one sub-folder a class, or with train/val/test folders that hold them."""
+    root: str
+    """The folder. A relative path is taken from the current directory (under `mlflow run`: the project's)."""
+
+    @field_validator("root")
+    @classmethod
+    def _absolute(cls, root: str) -> str:
+        return str(Path(root).expanduser().absolute())
+
+
+def scan_folder(config: FolderConfig) -> Manifest:
+    """Find the images below the root. Hidden and non-image files are skipped and listed in the manifest.
+
+    Raises:
+        UserError: the root is missing, is no folder, cannot be read, holds no images, has a class folder
+            without images, or has classes in val or test that train lacks.
+    """
+    root = Path(config.root)
+    _check_root(root)
+    skipped: list[Skipped] = []
+    splits = _split_folders(root)
+    files: list[tuple[Path, str, str]] = []
+    for split, folder in splits:
+        files += [(path, name, split) for path, name in _classes_below(folder, root, skipped)]
+    if not files:
+        raise UserError(
+            f"data.root {root} holds no images: expected sub-folders, one a class, with "
+            f"files ending in {', '.join(sorted(EXTENSIONS))}.{_what_was_skipped(skipped)}"
+        )
+    train = {name for _, name, split in files if split in ("", "train")}
+    strangers = sorted({name for _, name, _ in files} - train)
+    if strangers:
+        raise UserError(
+            f"data.root {root}: the classes {_some(strangers)} are in val or test but not in train; a class "
+            "needs training images. Add some, or remove the class folders."
+        )
+    classes = sorted(train)
+    index = {name: k for k, name in enumerate(classes)}
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        contents = list(pool.map(_content, (path for path, _, _ in files)))
+    rows = [
+        {
+            "id": path.relative_to(root).as_posix(),
+            "path": str(path),
+            "label": index[name],
+            "split": split,
+            "content": content,
+        }
+        for (path, name, split), content in zip(files, contents, strict=True)
+    ]
+    rows.sort(key=lambda row: str(row["id"]))
+    return Manifest.build(rows, classes=classes, skipped=skipped)
+
+
+def _check_root(root: Path) -> None:
+    if not root.exists():
+        raise UserError(
+            f"data.root {root} does not exist; expected a folder with one sub-folder a class. Give an existing "
+            "folder, best as an absolute path: a relative one is taken from the current directory, which under "
+            "`mlflow run` is the project's."
+        )
+    if not root.is_dir():
+        raise UserError(f"data.root {root} is a file; expected a folder with one sub-folder a class.")
+    if not os.access(root, os.R_OK | os.X_OK):
+        raise UserError(f"data.root {root} cannot be read: permission denied. Change its permissions.")
+
+
+def _split_folders(root: Path) -> list[tuple[str, Path]]:
+    """[(split, folder)] where the sub-folders are named like splits, else [("", root)]."""
+    folders = [entry for entry in sorted(root.iterdir()) if entry.is_dir() and not entry.name.startswith(".")]
+    splits = [(SPLIT_FOLDERS.get(entry.name.casefold(), ""), entry) for entry in folders]
+    named = [split for split, _ in splits]
+    if "train" in named and len(named) > 1 and all(named):
+        twice = {split for split in named if named.count(split) > 1}
+        if twice:
+            raise UserError(f"data.root {root} has two folders for the split {_some(sorted(twice))}; keep one.")
+        return splits
+    return [("", root)]
+
+
+def _classes_below(folder: Path, root: Path, skipped: list[Skipped]) -> Iterator[tuple[Path, str]]:
+    """(image, class name) of every image in the class folders below."""
+    for entry in sorted(folder.iterdir()):
+        if entry.name.startswith(".") or entry.name == "__MACOSX":
+            skipped.append(Skipped(entry.relative_to(root).as_posix(), "hidden"))
+        elif not entry.is_dir():
+            image = entry.suffix.casefold() in EXTENSIONS
+            reason = "image outside a class folder" if image else "not an image"
+            skipped.append(Skipped(entry.relative_to(root).as_posix(), reason))
+        else:
+            found = list(_images_below(entry, root, skipped))
+            if not found:
+                raise UserError(
+                    f"the class folder {entry} holds no images; expected files ending in "
+                    f"{', '.join(sorted(EXTENSIONS))}. Add images or remove the folder."
+                )
+            yield from ((path, entry.name) for path in found)
+
+
+def _images_below(folder: Path, root: Path, skipped: list[Skipped]) -> Iterator[Path]:
+    def cannot_list(error: OSError) -> None:
+        raise UserError(f"cannot read {error.filename}: {error.strerror}. Change its permissions or remove it.")
+
+    # Links to folders are not followed, so a link to a parent cannot make the walk endless.
+    for here, folders, names in os.walk(folder, onerror=cannot_list):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(names):
+            path = Path(here, name)
+            if name.startswith("."):
+                skipped.append(Skipped(path.relative_to(root).as_posix(), "hidden"))
+            elif path.suffix.casefold() not in EXTENSIONS:
+                skipped.append(Skipped(path.relative_to(root).as_posix(), "not an image"))
+            else:
+                yield path
+
+
+def _content(path: Path) -> str:
+    try:
+        return hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
+    except OSError as error:
+        raise UserError(f"cannot read the image {path}: {error.strerror}. Mend or remove the file.") from error
+
+
+def _what_was_skipped(skipped: list[Skipped]) -> str:
+    if not skipped:
+        return ""
+    return f" Found instead: {_some([f'{item.path} ({item.reason})' for item in skipped])}."
+
+
+def _some(names: list[str]) -> str:
+    shown = ", ".join(names[:5])
+    return shown if len(names) <= 5 else f"{shown} and {len(names) - 5} more"
+
+
+SOURCES.register("folder")(Source(FolderConfig, scan_folder))

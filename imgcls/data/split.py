@@ -1,0 +1,68 @@
+"""Which image goes to training, validation and test: a function of image contents and a seed only."""
+
+import hashlib
+
+from imgcls.data.source import DataConfig
+from imgcls.errors import UserError
+from imgcls.tables import Manifest
+
+
+def split(manifest: Manifest, config: DataConfig) -> Manifest:
+    """The manifest with every image in `train`, `val` or `test`.
+
+    Splits that the source gives stay. Where validation is missing it is taken from train, class by class;
+    where the source gives no split at all, so is test. In each class, images are ordered by a hash of seed
+    and content, so neither file names nor their order matter, and files with equal bytes stay together.
+
+    Raises:
+        UserError: fewer than two classes, fractions that leave nothing to train on, or a class with fewer
+            different images than there are splits to fill.
+    """
+    _check(manifest, config)
+    given = manifest.counts()
+    test_fraction = config.test_fraction if not any(given.values()) else 0.0
+    val_fraction = config.val_fraction if not given["val"] else 0.0
+    fractions = {"test": test_fraction, "val": val_fraction}
+    wanted = {name: fraction for name, fraction in fractions.items() if fraction > 0}
+    splits = [value or "train" for value in manifest.frame["split"]]
+    contents = [str(value) for value in manifest.frame["content"]]
+    members: dict[int, dict[str, list[int]]] = {label: {} for label in range(len(manifest.classes))}
+    for row, label in enumerate(manifest.labels):
+        if splits[row] == "train":
+            members[int(label)].setdefault(contents[row], []).append(row)
+    for label, by_content in members.items():
+        if len(by_content) < 1 + len(wanted):
+            name, have = manifest.classes[label], len(by_content)
+            raise UserError(
+                f"the class {name!r} has {have} different image{'s' * (have != 1)}, but the splits "
+                f"{', '.join(['train', *wanted])} need at least {1 + len(wanted)}. Add images, remove the "
+                "class, or set data.test_fraction to 0."
+            )
+        _deal(by_content, wanted, splits, config.split_seed)
+    return manifest.with_splits(splits)
+
+
+def _check(manifest: Manifest, config: DataConfig) -> None:
+    if len(manifest.classes) < 2:
+        raise UserError(
+            f"the data have one class only ({manifest.classes[0]!r}); a classifier needs at least two. Expected "
+            "one sub-folder a class; is data.root one level too deep?"
+        )
+    if config.val_fraction + config.test_fraction >= 1:
+        raise UserError(
+            f"data.val_fraction {config.val_fraction} and data.test_fraction {config.test_fraction} leave "
+            "nothing to train on; their sum must be below 1."
+        )
+
+
+def _deal(by_content: dict[str, list[int]], wanted: dict[str, float], splits: list[str], seed: int) -> None:
+    """Move images of one class out of train: for each split its share, at least one, leaving one to train."""
+    order = sorted(by_content, key=lambda content: hashlib.blake2b(f"{seed}/{content}".encode()).digest())
+    free = len(order)
+    for done, (name, fraction) in enumerate(wanted.items()):
+        still_needed = 1 + len(wanted) - done - 1
+        take = min(max(1, round(fraction * len(by_content))), free - still_needed)
+        for content in order[free - take : free]:
+            for row in by_content[content]:
+                splits[row] = name
+        free -= take

@@ -1,0 +1,93 @@
+"""A trained network with its preprocessing and class names: what is saved, served and predicted with."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import safetensors.torch
+import torch
+
+import imgcls.models  # noqa: F401  (registers the families)
+from imgcls.data.augment import Preprocessing
+from imgcls.data.decode import Pixels
+from imgcls.errors import UserError
+from imgcls.models.family import FAMILIES, ModelConfig, StagedModel, build
+
+WEIGHTS, SPEC = "model.safetensors", "model.json"
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A network that takes images as they come.
+
+    Attributes:
+        module: the network.
+        config: the `model` section it was built from.
+        preprocessing: from image files to its input.
+        classes: names of its logits.
+        top_k: classes it names for an image.
+    """
+
+    module: StagedModel
+    config: ModelConfig
+    preprocessing: Preprocessing
+    classes: tuple[str, ...]
+    top_k: int
+
+    def save(self, folder: Path) -> None:
+        """Write `model.safetensors` (weights) and `model.json` (all else); neither holds code."""
+        folder.mkdir(parents=True, exist_ok=True)
+        weights = {name: tensor.detach().cpu().contiguous() for name, tensor in self.module.state_dict().items()}
+        safetensors.torch.save_file(weights, folder / WEIGHTS)
+        spec = {
+            "model": self.config.model_dump(mode="json"),
+            "preprocessing": self.preprocessing.as_dict(),
+            "classes": self.classes,
+            "top_k": self.top_k,
+        }
+        (folder / SPEC).write_text(json.dumps(spec, indent=2, ensure_ascii=False), encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: Path) -> "Classifier":
+        """The inverse of `save`, on the CPU and in evaluation mode.
+
+        Raises:
+            UserError: the folder does not hold a saved classifier, or its weights do not fit its description.
+        """
+        try:
+            spec: dict[str, Any] = json.loads((folder / SPEC).read_text(encoding="utf-8"))
+            weights = safetensors.torch.load_file(folder / WEIGHTS)
+        except (OSError, ValueError, safetensors.SafetensorError) as error:
+            raise UserError(f"{folder} holds no saved classifier ({SPEC} and {WEIGHTS}): {error}") from error
+        config = FAMILIES.get(spec["model"]["family"]).config.model_validate(spec["model"])
+        preprocessing = Preprocessing.from_dict(spec["preprocessing"])
+        module = build(
+            config,
+            num_classes=len(spec["classes"]),
+            in_channels=preprocessing.channels,
+            image_size=preprocessing.image_size,
+        )
+        try:
+            module.load_state_dict(weights)
+        except RuntimeError as error:
+            raise UserError(f"the weights in {folder / WEIGHTS} do not fit {SPEC}: {error}") from error
+        return cls(module.eval(), config, preprocessing, tuple(spec["classes"]), spec["top_k"])
+
+    @torch.no_grad()
+    def probabilities(self, images: Sequence[bytes | Pixels], *, batch_size: int = 64) -> npt.NDArray[np.float32]:
+        """(N, C) probabilities of N images, each encoded bytes or (H, W[, 3]) uint8 pixels.
+
+        Raises:
+            DecodeError: bytes that are not a readable image.
+        """
+        device = next(self.module.parameters()).device
+        parts = [np.zeros((0, len(self.classes)), np.float32)]
+        for start in range(0, len(images), batch_size):
+            pixels = np.stack([self.preprocessing.load(image) for image in images[start : start + batch_size]])
+            inputs = self.preprocessing.to_input(torch.from_numpy(pixels).to(device))
+            parts.append(self.module(inputs).float().softmax(1).cpu().numpy())
+        return np.concatenate(parts)

@@ -1,0 +1,1 @@
+"""The verbs, one file each: they compose the stages inside one tracked run."""

@@ -1,0 +1,75 @@
+"""What a job tells a person: a progress bar on a terminal, one line an epoch elsewhere."""
+
+import sys
+import time
+from datetime import timedelta
+from typing import Any
+
+from tqdm import tqdm
+
+from imgcls.tables import Row
+from imgcls.training.fit import Step
+
+
+class Console:
+    """Prints a job's progress.
+
+    Args:
+        quiet: print nothing at all.
+    """
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        self._quiet = quiet
+        self._terminal = sys.stderr.isatty() and not quiet
+        self._bar: Any = None  # a tqdm, whose type parameter says nothing here
+        self._begin = time.monotonic()
+
+    def say(self, text: str) -> None:
+        """A line of text."""
+        if not self._quiet:
+            self.clear()
+            print(text, flush=True)
+
+    def count(self, what: str, done: int, total: int) -> None:
+        """Progress of a stage that counts images; shown on a terminal only."""
+        if not self._terminal:
+            return
+        if self._bar is None:
+            self._bar = tqdm(total=total, desc=what, unit=" images", leave=False, dynamic_ncols=True)
+        self._bar.update(done - self._bar.n)
+        if done >= total:
+            self.clear()
+
+    def step(self, step: Step, *, epochs: int) -> None:
+        """Progress of a training; shown on a terminal only."""
+        if not self._terminal:
+            return
+        done = (step.epoch - 1) * step.num_batches + step.batch
+        if self._bar is None:
+            form = "{desc} {percentage:3.0f}%|{bar}| ETA {remaining}{postfix}"
+            total = epochs * step.num_batches
+            self._bar = tqdm(total=total, initial=done - 1, bar_format=form, leave=False, dynamic_ncols=True)
+        figures = "" if step.loss is None else f"loss {step.loss:.3f} acc {step.acc:.3f} "
+        if figures or not self._bar.postfix:
+            self._bar.set_postfix_str(f"{figures}{step.images_per_s:,.0f} images/s", refresh=False)
+        self._bar.set_description_str(f"epoch {step.epoch}/{epochs}", refresh=False)
+        self._bar.update(done - self._bar.n)
+
+    def begin_training(self) -> None:
+        """Start the clock of the estimate."""
+        self._begin = time.monotonic()
+
+    def row(self, row: Row, *, epochs: int) -> None:
+        """The line of an epoch."""
+        left = (time.monotonic() - self._begin) / row["epoch"] * (epochs - row["epoch"])
+        self.say(
+            f"epoch {row['epoch']:>3.0f}/{epochs}  train loss {row['train/loss']:.4f} acc {row['train/acc']:.4f}  "
+            f"val loss {row['val/loss']:.4f} acc {row['val/acc']:.4f} f1 {row['val/f1']:.4f}  "
+            f"{row['images_per_s']:,.0f} images/s  ETA {timedelta(seconds=round(left))}"
+        )
+
+    def clear(self) -> None:
+        """Remove the bar."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None

@@ -1,0 +1,381 @@
+"""The verb `train`: from a recipe to a complete MLflow run with a model in it."""
+
+import json
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import imgcls
+from imgcls.data.augment import (
+    Pipeline,
+    Preprocessing,
+    evaluation_pipeline,
+    preprocessing,
+    resolve_image_size,
+    training_pipeline,
+)
+from imgcls.data.images import Images, open_images
+from imgcls.data.loading import Loader, resolve_num_workers
+from imgcls.data.source import scan
+from imgcls.data.split import split
+from imgcls.errors import UserError
+from imgcls.evaluation import plots
+from imgcls.evaluation.metrics import confusion_matrix, per_class_table, summary
+from imgcls.inference.classifier import Classifier
+from imgcls.inference.predict import predict
+from imgcls.jobs.console import Console
+from imgcls.jobs.signals import Signals, Stopped, watch_mlflow_run
+from imgcls.models.family import StagedModel, build, num_parameters
+from imgcls.recipe import Recipe, Resolved, resolve
+from imgcls.tables import SPLITS, History, Manifest, Predictions, Row, Split
+from imgcls.tracking import run as tracking
+from imgcls.tracking.run import TrackedRun
+from imgcls.training.checkpoint import Checkpoint
+from imgcls.training.device import Plan, resolve_plan
+from imgcls.training.fit import BEST, LAST, best_row, fit, seed_all
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a training gives.
+
+    Attributes:
+        run_id: the MLflow run.
+        experiment_id: its experiment.
+        tracking_uri: the store it is in.
+        history: one row an epoch.
+        predictions: of the best epoch's weights on the validation split.
+        module: the network with the best epoch's weights, on the CPU, in evaluation mode.
+        classifier: the network with its preprocessing and class names.
+        recipe: the resolved recipe.
+        unsent: the folder with what the tracking server could not take, or None where the run is complete.
+    """
+
+    run_id: str
+    experiment_id: str
+    tracking_uri: str
+    history: History
+    predictions: Predictions
+    module: StagedModel
+    classifier: Classifier
+    recipe: Recipe
+    unsent: Path | None
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """Everything that is made, and can fail, before there is a run."""
+
+    resolved: Resolved
+    recipe: Recipe
+    plan: Plan
+    manifest: Manifest
+    preprocessing: Preprocessing
+    train: Loader
+    val: Loader
+    model: StagedModel
+
+
+def train(
+    recipe: str | Path | Mapping[str, Any] | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    texts: Mapping[str, str] | None = None,
+    quiet: bool = False,
+) -> TrainResult:
+    """Train a classifier as one MLflow run.
+
+    Args:
+        recipe: a recipe file, a built-in recipe's name, or sections as a mapping; None is `folder` where `data.root` is
+            overridden and `digits` elsewhere.
+        overrides: dotted field names to values, such as {"optim.lr": 0.01}.
+        texts: the same with values as typed on a command line, read as YAML.
+        quiet: print nothing.
+
+    Raises:
+        UserError: the recipe, the data, the device, the output folder or the tracking store is not as it must be; no
+            run is made then. Or the training diverged; the run is FAILED then.
+        KeyboardInterrupt: Ctrl-C; the run is KILLED, with its last checkpoint. (The command line gets `Stopped`.)
+    """
+    try:
+        with Signals() as signals:
+            return run_training(resolve(recipe, overrides, texts=texts), Console(quiet=quiet), signals)
+    except Stopped as stopped:
+        raise KeyboardInterrupt(str(stopped)) from stopped
+
+
+def run_training(resolved: Resolved, console: Console, signals: Signals) -> TrainResult:
+    """`train` with its surroundings given."""
+    watch_mlflow_run()
+    try:
+        prepared = _prepare(resolved, console)
+        run = tracking.start(Path(prepared.recipe.train.output_dir), tags=_tags(prepared))
+    except (Exception, Stopped) as error:
+        console.clear()
+        tracking.fail_attached_run(str(error))
+        raise
+    try:
+        with tracking.system_metrics(run):
+            _describe(run, prepared)
+            history = _train(run, prepared, console, signals)
+            predictions, classifier = _conclude(run, prepared, history, console)
+        signals.finishing()
+        complete = run.finish("FINISHED")
+    except Stopped as stopped:
+        signals.finishing()
+        console.clear()
+        _log_checkpoints(run)
+        _report_end(run, console, run.finish("KILLED", str(stopped)), f"{stopped}; the run is KILLED")
+        raise
+    except Exception as error:
+        signals.finishing()
+        console.clear()
+        reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+        _log_checkpoints(run)
+        _report_end(run, console, run.finish("FAILED", reason), "the run is FAILED")
+        raise
+    result = TrainResult(
+        run_id=run.run_id,
+        experiment_id=run.experiment_id,
+        tracking_uri=run.store.uri,
+        history=history,
+        predictions=predictions,
+        module=classifier.module,
+        classifier=classifier,
+        recipe=prepared.recipe,
+        unsent=None if complete else run.folder,
+    )
+    best = best_row(history, prepared.recipe.train.monitor)
+    _report_end(
+        run,
+        console,
+        complete,
+        f"best epoch {best['epoch']:.0f}: val acc {best['val/acc']:.4f}, f1 {best['val/f1']:.4f}",
+    )
+    return result
+
+
+def _prepare(resolved: Resolved, console: Console) -> _Prepared:
+    recipe = resolved.recipe
+    for notice in resolved.notices:
+        console.say(f"note: {notice}")
+    plan = resolve_plan(recipe.train.device, recipe.train.precision)
+    manifest = split(scan(recipe.data), recipe.data)
+    size = resolve_image_size(recipe.augment, manifest.part("train"))
+    recipe = recipe.replace({"augment.image_size": size})
+    seed_all(recipe.train.seed)
+    model = build(recipe.model, num_classes=len(manifest.classes), in_channels=recipe.data.channels, image_size=size)
+    images = {name: _open(manifest.part(name), recipe, size, console) for name in SPLITS}
+    steps = preprocessing(recipe.augment, size=size, channels=recipe.data.channels, train_images=images["train"])
+    pipelines: list[tuple[Split, Pipeline]] = [
+        ("train", training_pipeline(recipe.augment, size=size, channels=recipe.data.channels)),
+        ("val", evaluation_pipeline(size)),
+    ]
+    train_loader, val_loader = (
+        Loader(
+            images[name],
+            manifest.part(name).labels,
+            pipeline,
+            batch_size=recipe.train.batch_size,
+            seed=recipe.train.seed,
+            shuffle=name == "train",
+            num_workers=resolve_num_workers(recipe.data.num_workers, device=plan.device),
+            pin_memory=plan.device == "cuda",
+        )
+        for name, pipeline in pipelines
+    )
+    total, _ = num_parameters(model)
+    counts = ", ".join(f"{name} {count:,}" for name, count in manifest.counts().items())
+    console.say(
+        f"{len(manifest):,} images of {len(manifest.classes):,} classes ({counts}) at {size} px; "
+        f"{recipe.model.family} with {total:,} parameters on {plan}"
+    )
+    if manifest.skipped:
+        first = ", ".join(f"{item.path} ({item.reason})" for item in manifest.skipped[:3])
+        console.say(f"skipped {len(manifest.skipped):,} files: {first}{', …' * (len(manifest.skipped) > 3)}")
+    return _Prepared(resolved, recipe, plan, manifest, steps, train_loader, val_loader, model)
+
+
+def _open(manifest: Manifest, recipe: Recipe, size: int, console: Console) -> Images:
+    """The images of a split. Those of the test split are decoded to prove them readable, and not looked at."""
+    split_name = str(manifest.frame["split"].iloc[0]) if len(manifest) else ""
+    probe = Preprocessing(recipe.data.channels, size, (0.0,), (1.0,))
+    return open_images(
+        manifest,
+        channels=recipe.data.channels,
+        short_side=probe.store_size,
+        budget_mb=0 if split_name == "test" else recipe.data.memory_budget_mb,
+        progress=lambda done, total: console.count(f"reading {split_name} images", done, total),
+    )
+
+
+def _describe(run: TrackedRun, prepared: _Prepared) -> None:
+    """Log what is known before the first epoch."""
+    recipe, manifest = prepared.recipe, prepared.manifest
+    run.log_params(recipe.flat())
+    run.log_text(
+        f"# The resolved recipe of the MLflow run {run.run_id}.\n# Repeat it with: imgcls train recipe.yaml\n"
+        + recipe.to_yaml(),
+        "recipe.yaml",
+    )
+    run.log_text(_environment(), "environment.txt")
+    source = str(getattr(recipe.data, "root", recipe.data.source))
+    profile = {"num_images": len(manifest), "num_classes": len(manifest.classes), **manifest.counts()}
+    run.log_dataset(name=Path(source).name, digest=manifest.digest, source=source, profile=profile, context="training")
+    columns = ["id", "label", "split", "content"]
+    table = manifest.frame[columns].assign(label=[manifest.classes[k] for k in manifest.labels])
+    run.log_text(table.to_csv(index=False), "tables/split.csv")
+    if manifest.skipped:
+        lines = [json.dumps({"path": item.path, "reason": item.reason}) for item in manifest.skipped]
+        run.log_text("\n".join(lines) + "\n", "tables/skipped.jsonl")
+    total, trained = num_parameters(prepared.model)
+    run.log_metrics({"model/parameters": total, "model/trainable_parameters": trained})
+
+
+def _train(run: TrackedRun, prepared: _Prepared, console: Console, signals: Signals) -> History:
+    recipe, epochs = prepared.recipe, prepared.recipe.train.epochs
+    checkpoints = run.file(f"checkpoints/{LAST}").parent
+    history = History()
+    console.begin_training()
+    with signals.deferred():
+        for row in fit(
+            prepared.model,
+            prepared.train,
+            prepared.val,
+            config=recipe.train,
+            optim=recipe.optim,
+            preprocessing=prepared.preprocessing,
+            plan=prepared.plan,
+            checkpoints=checkpoints,
+            stop=signals.stop,
+            on_step=lambda step: console.step(step, epochs=epochs),
+        ):
+            history.rows.append(row)
+            run.log_metrics(_metrics(row), step=int(row["epoch"]))
+            console.row(row, epochs=epochs)
+    console.clear()
+    signals.raise_if_requested()
+    best = best_row(history, recipe.train.monitor)
+    run.log_metrics(
+        {
+            "best/epoch": best["epoch"],
+            "best/val_acc": best["val/acc"],
+            "best/val_f1": best["val/f1"],
+            "best/val_loss": best["val/loss"],
+        }
+    )
+    return history
+
+
+def _metrics(row: Row) -> dict[str, float]:
+    """A history row under the names of the MLflow metrics."""
+    renamed = {"seconds": "speed/epoch_s", "images_per_s": "speed/images_per_s"}
+    return {renamed.get(name, name): value for name, value in row.items() if name != "epoch"}
+
+
+def _conclude(
+    run: TrackedRun, prepared: _Prepared, history: History, console: Console
+) -> tuple[Predictions, Classifier]:
+    """Log what follows from the best weights: predictions, tables, figures, checkpoints, the model."""
+    recipe, manifest, model = prepared.recipe, prepared.manifest, prepared.model
+    model.load_state_dict(Checkpoint.load(run.file(f"checkpoints/{BEST}")).model)
+    predictions = predict(
+        model,
+        prepared.val,
+        manifest.part("val"),
+        preprocessing=prepared.preprocessing,
+        device=prepared.plan.device,
+        split="val",
+    )
+    predictions.to_parquet(run.file("predictions/val.parquet"))
+    run.log_file("predictions/val.parquet")
+    figures = summary(predictions, top_k=recipe.evaluate.top_k)
+    run.log_metrics({f"best/val_{name}": value for name, value in figures.items() if name.startswith("top")})
+    run.log_text(history.to_json(), "history.json")
+    run.log_text(per_class_table(predictions).to_csv(index=False), "tables/per_class_val.csv")
+    best = best_row(history, recipe.train.monitor)
+    plots.save(plots.curves(history, best_epoch=int(best["epoch"])), run.file("plots/curves.png"))
+    counts = confusion_matrix(predictions.labels, predictions.predicted, len(manifest.classes))
+    title = f"Validation, epoch {best['epoch']:.0f}: {figures['acc']:.1%} of {len(predictions.ids):,} images right"
+    plots.save(plots.confusion(counts, manifest.classes, title=title), run.file("plots/confusion_val.png"))
+    run.log_file("plots/curves.png")
+    run.log_file("plots/confusion_val.png")
+    _log_checkpoints(run)
+    classifier = Classifier(
+        model.to("cpu").eval(),
+        recipe.model,
+        prepared.preprocessing,
+        manifest.classes,
+        min(recipe.evaluate.top_k, len(manifest.classes)),
+    )
+    classifier.save(run.folder / "classifier")
+    console.say("logging the model …")
+    run.log_model("classifier", top_k=classifier.top_k)
+    return predictions, classifier
+
+
+def _log_checkpoints(run: TrackedRun) -> None:
+    for name in (BEST, LAST):
+        if run.file(f"checkpoints/{name}").exists():
+            run.log_file(f"checkpoints/{name}")
+
+
+def _report_end(run: TrackedRun, console: Console, complete: bool, headline: str) -> None:
+    console.say(headline)
+    console.say(f"run {run.run_id} in {run.store.uri}")
+    if not complete:
+        console.say(
+            f"{run.num_unsent} writes could not be sent to {run.store.uri}; they wait in {run.folder}. When the server "
+            f"answers again: imgcls upload {run.folder}"
+        )
+    else:
+        console.say("next: imgcls ui    (curves, tables and the model of this run, beside other runs)")
+
+
+def _tags(prepared: _Prepared) -> dict[str, str]:
+    tags = {
+        "imgcls.verb": "train",
+        "imgcls.version": imgcls.__version__,
+        "imgcls.family": prepared.recipe.model.family,
+        "imgcls.recipe": prepared.resolved.name,
+        "imgcls.data_digest": prepared.manifest.digest,
+        "imgcls.plan": str(prepared.plan),
+    }
+    commit = _git_commit()
+    return tags if commit is None else {**tags, "imgcls.git_commit": commit}
+
+
+def _git_commit() -> str | None:
+    """The commit of the checkout that this package runs from, `-dirty` where files differ; None outside one."""
+    here = Path(__file__).resolve().parents[2]
+    if not (here / ".git").exists():
+        return None
+    try:
+        found = subprocess.run(
+            ["git", "-C", str(here), "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return found.stdout.strip() or None
+
+
+def _environment() -> str:
+    """Python, machine and installed packages, a line each."""
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
+    head = [
+        f"# python {sys.version.split()[0]} on {platform.platform()}",
+        f"# processor {platform.processor() or platform.machine()}, torch threads {torch.get_num_threads()}, GPU {gpu}",
+    ]
+    packages = {f"{d.metadata['Name']}=={d.version}" for d in metadata.distributions() if d.metadata["Name"]}
+    return "\n".join([*head, *sorted(packages, key=str.casefold)]) + "\n"

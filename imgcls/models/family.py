@@ -1,0 +1,121 @@
+"""The contract of a model family: a config class and a builder of a network with ordered stages and a head."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from imgcls.errors import UserError
+from imgcls.plugins import Registry
+from imgcls.sections import Section
+
+
+class ModelConfig(Section):
+    """The fields that every model family has."""
+
+    family: str = "plaincnn"
+    """The name of a model family."""
+
+
+class StagedModel(nn.Module):
+    """A classifier as a sequence of stages, a pooling and a head.
+
+    The stages and the head together hold every parameter exactly once, so `stage_names` is the scale on which
+    freezing is measured: the head is always the last stage.
+
+    Args:
+        stages: name -> module, from the input on; each takes the one before's output.
+        pool: from the last stage's output to features (B, num_features). Holds no parameters.
+        head: from features to logits (B, num_classes).
+        num_features: width of the features.
+        cam_stage: the name of the stage whose output (B, F, h, w) class-activation maps are drawn from.
+        min_image_size: pixels; the smallest input side that the stages can take.
+    """
+
+    def __init__(
+        self,
+        stages: Mapping[str, nn.Module],
+        *,
+        pool: nn.Module,
+        head: nn.Module,
+        num_features: int,
+        cam_stage: str,
+        min_image_size: int,
+    ) -> None:
+        super().__init__()
+        assert "head" not in stages
+        assert cam_stage in stages
+        assert not list(pool.parameters()), "a pooling with parameters belongs into a stage"
+        self.stages = nn.ModuleDict(dict(stages))
+        self.pool = pool
+        self.head = head
+        self.num_features = num_features
+        self.cam_stage = cam_stage
+        self.min_image_size = min_image_size
+
+    @property
+    def stage_names(self) -> tuple[str, ...]:
+        """The names of the stages from input to head; the last is `head`."""
+        return (*self.stages, "head")
+
+    def stage(self, name: str) -> nn.Module:
+        """The module of one stage."""
+        return self.head if name == "head" else self.stages[name]
+
+    def features(self, images: torch.Tensor) -> torch.Tensor:
+        """(B, C, H, W) images to (B, num_features) features."""
+        outputs = images
+        for stage in self.stages.values():
+            outputs = stage(outputs)
+        pooled: torch.Tensor = self.pool(outputs)
+        return pooled
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """(B, C, H, W) images to (B, num_classes) logits."""
+        logits: torch.Tensor = self.head(self.features(images))
+        return logits
+
+
+@dataclass(frozen=True)
+class Family:
+    """A model family.
+
+    Attributes:
+        config: the class of the recipe's `model` section for this family.
+        build: (config, num_classes=…, in_channels=…) -> StagedModel with fresh weights.
+    """
+
+    config: type[ModelConfig]
+    build: Callable[..., StagedModel]
+
+
+FAMILIES: Registry[Family] = Registry("model family")
+
+
+def build(config: ModelConfig, *, num_classes: int, in_channels: int, image_size: int) -> StagedModel:
+    """The configured network with fresh weights drawn from torch's global generator.
+
+    Args:
+        config: the recipe's `model` section.
+        num_classes: width of the logits, at least 2.
+        in_channels: 1 or 3.
+        image_size: pixels on each side of the images to come.
+
+    Raises:
+        UserError: an unknown family, or images too small for the network.
+    """
+    model = FAMILIES.get(config.family).build(config, num_classes=num_classes, in_channels=in_channels)
+    if image_size < model.min_image_size:
+        raise UserError(
+            f"augment.image_size {image_size} is too small for this {config.family}, which needs at least "
+            f"{model.min_image_size} pixels. Enlarge augment.image_size or choose a smaller network."
+        )
+    return model
+
+
+def num_parameters(model: nn.Module) -> tuple[int, int]:
+    """(all parameters, those that are trained)."""
+    sizes: list[tuple[int, Any]] = [(p.numel(), p.requires_grad) for p in model.parameters()]
+    return sum(n for n, _ in sizes), sum(n for n, trained in sizes if trained)

@@ -1,0 +1,9 @@
+"""The base class of a recipe's sections: frozen, strict about types, and closed to unknown fields."""
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Section(BaseModel):
+    """One section of a recipe. Every field's docstring says its unit, its effect and its source."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)

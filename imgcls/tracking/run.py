@@ -1,0 +1,327 @@
+"""One MLflow run that a job writes to, and that survives a tracking server which stops answering.
+
+Every write is an operation: a JSON-ready dict that can be applied now, or kept in a file of the run's work folder and
+applied later, in order and more than once without harm (MLflow ignores a metric it has already).
+"""
+
+import contextlib
+import json
+import logging
+import os
+import shutil
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from imgcls.errors import UserError
+from imgcls.tracking.model import log_model
+from imgcls.tracking.store import Store, connect
+
+Operation = dict[str, Any]
+Status = Literal["FINISHED", "FAILED", "KILLED"]
+
+RETRY_SECONDS = 5.0
+GRACE_SECONDS = 15.0
+SPOOL = "unsent.jsonl"
+MOST_PARAM_CHARS = 6000
+BATCH = 100
+
+
+class TrackedRun:
+    """A run to write to. Writes never raise for an outage of the server: they wait in the work folder.
+
+    Args:
+        store: the store that the run is in.
+        run_id: the run.
+        folder: the run's work folder, made if need be; artifacts are written here first.
+    """
+
+    def __init__(self, store: Store, run_id: str, folder: Path) -> None:
+        self.store, self.run_id, self.folder = store, run_id, folder
+        self._lock = threading.RLock()
+        self._unsent: list[Operation] = []
+        self._next_try = 0.0
+        folder.mkdir(parents=True, exist_ok=True)
+
+    @property
+    def experiment_id(self) -> str:
+        """The id of the run's experiment."""
+        return self.store.experiment_id
+
+    @property
+    def num_unsent(self) -> int:
+        """Operations that wait for the server."""
+        return len(self._unsent)
+
+    def file(self, artifact: str) -> Path:
+        """The local file behind an artifact of this path, its folder made."""
+        path = self.folder / "artifacts" / artifact
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def log_params(self, params: Mapping[str, Any]) -> None:
+        """Log the params that the run lacks; one that is there, as `mlflow run -P` leaves it, stays as it is."""
+        texts = {name: _text(value)[:MOST_PARAM_CHARS] for name, value in params.items()}
+        self._write({"op": "params", "params": texts})
+
+    def log_metrics(self, metrics: Mapping[str, float], *, step: int = 0) -> None:
+        """Log figures of one step in one request."""
+        now = int(time.time() * 1000)
+        rows = [[name, float(value), now, step] for name, value in metrics.items()]
+        self._write({"op": "metrics", "metrics": rows})
+
+    def set_tags(self, tags: Mapping[str, str]) -> None:
+        """Set tags."""
+        self._write({"op": "tags", "tags": {name: str(value)[:5000] for name, value in tags.items()}})
+
+    def log_dataset(self, *, name: str, digest: str, source: str, profile: Mapping[str, Any], context: str) -> None:
+        """Record what data the run read; `digest` has at most 36 characters."""
+        self._write(
+            {
+                "op": "dataset",
+                "name": name,
+                "digest": digest,
+                "source": source,
+                "profile": dict(profile),
+                "context": context,
+            }
+        )
+
+    def log_text(self, text: str, artifact: str) -> None:
+        """Log a text as an artifact."""
+        self.file(artifact).write_text(text, encoding="utf-8")
+        self.log_file(artifact)
+
+    def log_file(self, artifact: str) -> None:
+        """Log what was written to `file(artifact)`."""
+        self._write({"op": "artifact", "artifact": artifact})
+
+    def log_model(self, source: str, *, top_k: int) -> None:
+        """Log the classifier saved in the work folder's sub-folder `source` as the run's model."""
+        self._write({"op": "model", "source": source, "top_k": top_k})
+
+    def finish(self, status: Status, reason: str | None = None) -> bool:
+        """End the run; True if all of it is in the store, False if operations wait in the work folder."""
+        if reason is not None:
+            self.set_tags({"imgcls.error" if status == "FAILED" else "imgcls.stopped_by": reason})
+        self._write({"op": "end", "status": status, "time": int(time.time() * 1000)})
+        deadline = time.monotonic() + GRACE_SECONDS
+        while self._unsent and time.monotonic() < deadline:
+            time.sleep(0.5)
+            self._resend(force=True)
+        if not self._unsent:
+            shutil.rmtree(self.folder, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                self.folder.parent.rmdir()
+        return not self._unsent
+
+    def _write(self, operation: Operation) -> None:
+        with self._lock:
+            if self._unsent:
+                self._keep(operation)
+                self._resend()
+                return
+            try:
+                apply(self.store, self.run_id, self.folder, operation)
+            except Exception as error:  # whatever the store raises: training is worth more than its record
+                print(
+                    f"imgcls: the tracking store {self.store.uri} does not take what it is sent ({_reason(error)}); "
+                    f"going on, and keeping it in {self.folder}",
+                    file=sys.stderr,
+                )
+                self._keep(operation)
+                self._next_try = time.monotonic() + RETRY_SECONDS
+
+    def _keep(self, operation: Operation) -> None:
+        self._unsent.append(operation)
+        _save_spool(self.folder, self.store.uri, self.run_id, self._unsent)
+
+    def _resend(self, *, force: bool = False) -> None:
+        with self._lock:
+            if not force and time.monotonic() < self._next_try:
+                return
+            sent = _send_all(self.store, self.run_id, self.folder, self._unsent)
+            self._next_try = time.monotonic() + RETRY_SECONDS
+            if not self._unsent and sent:
+                (self.folder / SPOOL).unlink(missing_ok=True)
+                print(f"imgcls: {self.store.uri} answers again; all that waited was sent", file=sys.stderr)
+            elif sent:
+                _save_spool(self.folder, self.store.uri, self.run_id, self._unsent)
+
+
+def start(output_dir: Path, *, tags: Mapping[str, str]) -> TrackedRun:
+    """Attach to the run that `mlflow run` made (MLFLOW_RUN_ID), or make one.
+
+    Args:
+        output_dir: the run's work folder is made in it.
+        tags: set on the run beside MLflow's own (user, source, git commit).
+
+    Raises:
+        UserError: the store does not answer, or the folder cannot be written. No run is made then.
+    """
+    store = connect()
+    _check_writable(output_dir)
+    run_id = os.environ.pop("MLFLOW_RUN_ID", None)
+    if run_id is None:
+        from mlflow.tracking.context.registry import resolve_tags
+
+        logging.getLogger("mlflow.tracking.context").setLevel(logging.ERROR)
+        try:
+            run_id = store.client.create_run(store.experiment_id, tags=resolve_tags(dict(tags))).info.run_id
+        except Exception as error:
+            raise UserError(f"the tracking store {store.uri} takes no new run: {_reason(error)}") from error
+    run = TrackedRun(store, run_id, output_dir / run_id)
+    run.set_tags(tags)
+    return run
+
+
+def fail_attached_run(reason: str) -> None:
+    """Mark the run that `mlflow run` made for this process as FAILED with the reason, if it made one."""
+    run_id = os.environ.pop("MLFLOW_RUN_ID", None)
+    if run_id is None:
+        return
+    with contextlib.suppress(Exception):  # the store may be what failed; the error itself is already on its way
+        store = connect()
+        store.client.set_tag(run_id, "imgcls.error", reason[:5000])
+        store.client.set_terminated(run_id, "FAILED")
+
+
+def upload(folder: Path) -> tuple[str, int]:
+    """Send what waits in a run's work folder; returns the run id and how many operations were sent.
+
+    Raises:
+        UserError: the folder is not one that waits, or the store still does not take it.
+    """
+    try:
+        lines = (folder / SPOOL).read_text(encoding="utf-8").splitlines()
+        about, *unsent = [json.loads(line) for line in lines]
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{folder} holds nothing to upload: {error}. Expected the folder named at the end of a run whose "
+            f"tracking server was down, with a file {SPOOL}."
+        ) from error
+    os.environ["MLFLOW_TRACKING_URI"] = about["uri"]
+    store, total = connect(), len(unsent)
+    errors: list[Exception] = []
+    _send_all(store, about["run_id"], folder, unsent, errors)
+    if unsent:
+        _save_spool(folder, store.uri, about["run_id"], unsent)
+        raise UserError(
+            f"{store.uri} took {total - len(unsent)} of {total} writes, then: {_reason(errors[0])}. What is left "
+            f"stays in {folder}; run the command again."
+        )
+    shutil.rmtree(folder)
+    return about["run_id"], total
+
+
+def _send_all(
+    store: Store, run_id: str, folder: Path, unsent: list[Operation], errors: list[Exception] | None = None
+) -> int:
+    """Apply and remove operations from the front until one fails; how many went."""
+    sent = 0
+    while unsent:
+        try:
+            apply(store, run_id, folder, unsent[0])
+        except Exception as error:
+            if errors is not None:
+                errors.append(error)
+            return sent
+        unsent.pop(0)
+        sent += 1
+    return sent
+
+
+def _save_spool(folder: Path, uri: str, run_id: str, unsent: Sequence[Operation]) -> None:
+    lines = [json.dumps({"uri": uri, "run_id": run_id}), *(json.dumps(operation) for operation in unsent)]
+    temporary = folder / (SPOOL + ".tmp")
+    temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    temporary.replace(folder / SPOOL)
+
+
+def apply(store: Store, run_id: str, folder: Path, operation: Operation) -> None:
+    """Do one operation on the store."""
+    from mlflow.entities import Metric, Param, RunTag
+
+    client, kind = store.client, operation["op"]
+    if kind == "metrics":
+        metrics = [Metric(*row) for row in operation["metrics"]]
+        client.log_batch(run_id, metrics=metrics)
+    elif kind == "params":
+        there = client.get_run(run_id).data.params
+        params = [Param(name, value) for name, value in operation["params"].items() if name not in there]
+        for begin in range(0, len(params), BATCH):
+            client.log_batch(run_id, params=params[begin : begin + BATCH])
+    elif kind == "tags":
+        client.log_batch(run_id, tags=[RunTag(name, value) for name, value in operation["tags"].items()])
+    elif kind == "artifact":
+        path = Path(operation["artifact"])
+        parent = path.parent.as_posix()
+        client.log_artifact(run_id, str(folder / "artifacts" / path), None if parent == "." else parent)
+    elif kind == "dataset":
+        _log_dataset(client, run_id, operation)
+    elif kind == "model":
+        log_model(client, run_id, folder / operation["source"], top_k=operation["top_k"])
+    elif kind == "end":
+        client.set_terminated(run_id, operation["status"], operation["time"])
+    else:
+        raise AssertionError(f"unknown operation {kind!r}")
+
+
+def _log_dataset(client: Any, run_id: str, operation: Operation) -> None:
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    dataset = Dataset(
+        name=operation["name"],
+        digest=operation["digest"],
+        source_type="local",
+        source=json.dumps({"uri": operation["source"]}),
+        profile=json.dumps(operation["profile"]),
+    )
+    client.log_inputs(run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", operation["context"])])])
+
+
+def _check_writable(folder: Path) -> None:
+    probe = folder / f".probe-{os.getpid()}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.write_bytes(b"x")
+        probe.unlink()
+    except OSError as error:
+        raise UserError(
+            f"train.output_dir {str(folder)!r} cannot be written: {error.strerror}. Expected a folder for checkpoints; "
+            "mend its permissions or set train.output_dir to another."
+        ) from error
+
+
+def _text(value: Any) -> str:
+    if value is None or isinstance(value, bool | list | tuple | dict):
+        return json.dumps(value)
+    return str(value)
+
+
+def _reason(error: Exception) -> str:
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0][:300]
+
+
+@contextlib.contextmanager
+def system_metrics(run: TrackedRun) -> Iterator[None]:
+    """Log CPU, memory, disk, network and GPU use to the run while the context lasts.
+
+    MLflow's environment variables set the interval (MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL, seconds) and switch it
+    off (MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING=false).
+    """
+    if os.environ.get("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING", "true").casefold() in ("false", "0"):
+        yield
+        return
+    from imgcls.tracking.monitor import Monitor
+
+    monitor = Monitor(run.run_id, lambda metrics, step: run.log_metrics(metrics, step=step))
+    monitor.start()
+    try:
+        yield
+    finally:
+        monitor.finish()

@@ -1,0 +1,134 @@
+"""Which MLflow store and experiment to use, and whether it answers."""
+
+import contextlib
+import logging
+import os
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from imgcls.errors import UserError
+
+DEFAULT_URI = "sqlite:///mlflow.db"
+# MLflow's own defaults let one call to a dead server block for four minutes, and draw a bar for every artifact.
+_MLFLOW_SETTINGS = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+}
+
+
+def tracking_uri() -> str:
+    """MLFLOW_TRACKING_URI, or the SQLite store in the current directory."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
+
+
+@dataclass(frozen=True)
+class Store:
+    """A tracking store that has answered.
+
+    Attributes:
+        uri: its address.
+        client: an `mlflow.MlflowClient` of it.
+        experiment_id: the experiment that new runs go to.
+    """
+
+    uri: str
+    client: Any
+    experiment_id: str
+
+
+def connect() -> Store:
+    """Open the store named by MLflow's environment variables and find, or create, the experiment.
+
+    MLFLOW_RUN_ID's experiment comes first, then MLFLOW_EXPERIMENT_ID, MLFLOW_EXPERIMENT_NAME, and `Default`.
+
+    Raises:
+        UserError: the store does not answer, or the experiment is not there or is deleted.
+    """
+    uri = tracking_uri()
+    if uri.startswith(("http://", "https://")):
+        _ping(uri)
+    for name, value in _MLFLOW_SETTINGS.items():
+        os.environ.setdefault(name, value)
+    for noisy in ("alembic", "mlflow.store.db.utils"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    try:
+        import mlflow
+
+        mlflow.set_tracking_uri(uri)
+        client = mlflow.MlflowClient(uri)
+        return Store(uri, client, _experiment_id(client))
+    except UserError:
+        raise
+    except Exception as error:  # the store's own errors: SQLAlchemy's, the file system's, MLflow's
+        raise UserError(
+            f"the tracking store {uri} cannot be used: {_first_line(error)}. Expected an MLflow server's address or a "
+            f"database that can be written; mend it, or set MLFLOW_TRACKING_URI to another (default {DEFAULT_URI})."
+        ) from error
+
+
+def _ping(uri: str) -> None:
+    try:
+        with urllib.request.urlopen(uri.rstrip("/") + "/health", timeout=10):
+            return
+    except urllib.error.HTTPError:
+        return  # something answers; a proxy may hide /health, and the first real call will tell
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "reason", error)
+        raise UserError(
+            f"the tracking server {uri} does not answer: {reason}. Start it (mlflow server), mend the address in "
+            f"MLFLOW_TRACKING_URI, or unset that to track in {DEFAULT_URI}."
+        ) from error
+
+
+def _experiment_id(client: Any) -> str:
+    if run_id := os.environ.get("MLFLOW_RUN_ID"):
+        return str(client.get_run(run_id).info.experiment_id)
+    if given := os.environ.get("MLFLOW_EXPERIMENT_ID"):
+        experiment = client.get_experiment(given)
+    elif name := os.environ.get("MLFLOW_EXPERIMENT_NAME"):
+        experiment = client.get_experiment_by_name(name)
+        if experiment is None:
+            return str(client.create_experiment(name))
+    else:
+        return "0"
+    if experiment.lifecycle_stage != "active":
+        raise UserError(
+            f"the experiment {experiment.name!r} is deleted; restore it (mlflow experiments restore -x "
+            f"{experiment.experiment_id}) or set MLFLOW_EXPERIMENT_NAME to another."
+        )
+    return str(experiment.experiment_id)
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0].rstrip(".")
+
+
+@contextlib.contextmanager
+def artifact(run_id: str, path: str) -> Iterator[Path]:
+    """A local copy of one of a run's artifacts.
+
+    Raises:
+        UserError: there is no such run, or it has no such artifact.
+    """
+    store = connect()
+    with TemporaryDirectory(prefix="imgcls-") as folder:
+        try:
+            store.client.get_run(run_id)
+        except Exception as error:
+            raise UserError(
+                f"{run_id!r} is neither a file nor a run in {store.uri}: {_first_line(error)}. Give a recipe file, or "
+                "a run id from `imgcls ui`."
+            ) from error
+        try:
+            local = store.client.download_artifacts(run_id, path, folder)
+        except Exception as error:
+            raise UserError(f"the run {run_id} has no artifact {path!r}; was it made by imgcls?") from error
+        yield Path(local)

@@ -1,0 +1,245 @@
+"""The training loop: yields one row an epoch and leaves the best and the last checkpoint in a folder."""
+
+import math
+import random
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import nn
+
+from imgcls.data.augment import Preprocessing
+from imgcls.data.loading import Batch, Loader
+from imgcls.errors import UserError
+from imgcls.evaluation.metrics import confusion_matrix, macro_f1
+from imgcls.sections import Section
+from imgcls.tables import History, Row
+from imgcls.training.checkpoint import Checkpoint
+from imgcls.training.device import Plan
+from imgcls.training.optim import OptimConfig, build_optimizer, learning_rate
+
+BEST, LAST = "best.pt", "last.pt"
+
+
+class TrainConfig(Section):
+    """How long, where and from which seed a model is trained."""
+
+    epochs: int = Field(30, ge=1, le=100_000)
+    """Passes over the training images, at most."""
+    batch_size: int = Field(64, ge=1, le=1_000_000)
+    """Images a step."""
+    seed: int = Field(0, ge=0, lt=2**32)
+    """Seed of the weights, the order of the images and their augmentation."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to compute; auto takes a GPU where there is one."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Arithmetic of the forward pass; auto is bf16 on a GPU (fp16 where it lacks it) and fp32 on a CPU."""
+    monitor: Literal["val/acc", "val/f1", "val/loss"] = "val/acc"
+    """The figure that decides which epoch is the best and when to stop early; ties go to the lower val/loss."""
+    patience: Annotated[int, Field(ge=1)] | None = None
+    """Epochs without a better `monitor` after which training stops; null trains all epochs."""
+    output_dir: str = "outputs"
+    """Folder for checkpoints and for what waits to be sent; emptied of a run once all is in MLflow."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a progress bar shows after a batch.
+
+    Attributes:
+        epoch: from 1.
+        batch: batches done in this epoch.
+        num_batches: batches an epoch.
+        loss, acc: running means of the epoch, or None where reading them would hold up a GPU.
+        images_per_s: training images a second in this epoch so far.
+    """
+
+    epoch: int
+    batch: int
+    num_batches: int
+    loss: float | None
+    acc: float | None
+    images_per_s: float
+
+
+class _Totals:
+    """Sums of loss and hits kept on the device, so that a GPU is not held up to read them."""
+
+    def __init__(self, device: str) -> None:
+        self._loss = torch.zeros((), device=device, dtype=torch.float64 if device == "cpu" else torch.float32)
+        self._hits = torch.zeros((), device=device)
+        self.count = 0
+
+    def add(self, loss: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor) -> None:
+        self._loss += loss.detach() * len(labels)
+        self._hits += (logits.detach().argmax(1) == labels).sum()
+        self.count += len(labels)
+
+    def means(self) -> tuple[float, float]:
+        return self._loss.item() / max(1, self.count), self._hits.item() / max(1, self.count)
+
+
+def seed_all(seed: int) -> None:
+    """Seed Python's, NumPy's and torch's global generators."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+def best_row(history: History, monitor: str) -> Row:
+    """The row of the best epoch: highest `monitor` (lowest for a loss); ties go to the lower `val/loss`."""
+    sign = -1.0 if monitor.endswith("loss") else 1.0
+    return max(history.rows, key=lambda row: (sign * row[monitor], -row["val/loss"]))
+
+
+def fit(
+    model: nn.Module,
+    train: Loader,
+    val: Loader,
+    *,
+    config: TrainConfig,
+    optim: OptimConfig,
+    preprocessing: Preprocessing,
+    plan: Plan,
+    checkpoints: Path,
+    stop: Callable[[], bool] = lambda: False,
+    on_step: Callable[[Step], None] = lambda _step: None,
+) -> Iterator[Row]:
+    """Train the model in place, yielding a row (see `History`) after every epoch.
+
+    After each epoch `last.pt`, and where it is the best so far `best.pt`, are written to `checkpoints`. When
+    `stop()` turns true, the loop ends after the batch in work and writes `last.pt` with the part of the epoch
+    that is done; no row is yielded for it.
+
+    Raises:
+        UserError: the loss became infinite or not a number, or a checkpoint cannot be written.
+    """
+    trainer = _Trainer(model, optim, preprocessing, plan, num_steps=config.epochs * len(train))
+    history = History()
+    since_best = 0
+    for epoch in range(1, config.epochs + 1):
+        begin = time.perf_counter()
+        done, totals = 0, _Totals(plan.device)
+        for batch in train.epoch(epoch):
+            if stop():
+                break
+            trainer.step(batch, steps_per_epoch=len(train), totals=totals)
+            done += 1
+            seconds = time.perf_counter() - begin
+            on_step(_progress(epoch, done, len(train), totals, seconds, plan))
+        loss, acc = totals.means()
+        if not math.isfinite(loss):
+            raise UserError(_diverged(loss, epoch, optim))
+        seconds = time.perf_counter() - begin
+        measured = None if stop() else trainer.evaluate(val, stop)
+        if measured is None:
+            trainer.checkpoint(epoch - 1, done, history).save(checkpoints / LAST)
+            return
+        row: Row = {"epoch": epoch, "train/loss": loss, "train/acc": acc, **measured, "lr": trainer.lr}
+        row["images_per_s"] = totals.count / seconds
+        row["seconds"] = time.perf_counter() - begin
+        history.rows.append(row)
+        checkpoint = trainer.checkpoint(epoch, 0, history)
+        checkpoint.save(checkpoints / LAST)
+        is_best = best_row(history, config.monitor) is row
+        if is_best:
+            checkpoint.save(checkpoints / BEST)
+        since_best = 0 if is_best else since_best + 1
+        yield row
+        if config.patience is not None and since_best >= config.patience:
+            return
+
+
+class _Trainer:
+    """The state that a step changes."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optim: OptimConfig,
+        preprocessing: Preprocessing,
+        plan: Plan,
+        *,
+        num_steps: int,
+    ) -> None:
+        self.model = model.to(plan.device)
+        self._optim, self._preprocessing, self._plan = optim, preprocessing, plan
+        self._num_steps, self._steps = num_steps, 0
+        self._optimizer = build_optimizer(optim, model)
+        self._scaler = torch.amp.GradScaler(plan.device, enabled=plan.precision == "fp16")
+        self._loss = nn.CrossEntropyLoss()
+        self.lr = 0.0
+
+    def step(self, batch: Batch, *, steps_per_epoch: int, totals: _Totals) -> None:
+        """One update of the weights."""
+        self.lr = learning_rate(
+            self._optim, step=self._steps, num_steps=self._num_steps, steps_per_epoch=steps_per_epoch
+        )
+        for group in self._optimizer.param_groups:
+            group["lr"] = self.lr
+        self.model.train()
+        inputs, labels = self._to_device(batch)
+        with self._plan.autocast():
+            logits = self.model(inputs)
+            loss = self._loss(logits.float(), labels)
+        self._optimizer.zero_grad(set_to_none=True)
+        self._scaler.scale(loss).backward()
+        self._scaler.step(self._optimizer)
+        self._scaler.update()
+        self._steps += 1
+        totals.add(loss, logits, labels)
+
+    @torch.no_grad()
+    def evaluate(self, loader: Loader, stop: Callable[[], bool]) -> Row | None:
+        """Loss, accuracy and macro F1 over a loader, or None where it was stopped."""
+        self.model.eval()
+        totals = _Totals(self._plan.device)
+        predicted, true = [], []
+        num_classes = 0
+        for batch in loader.epoch(0):
+            if stop():
+                return None
+            inputs, labels = self._to_device(batch)
+            with self._plan.autocast():
+                logits = self.model(inputs).float()
+            totals.add(self._loss(logits, labels), logits, labels)
+            predicted.append(logits.argmax(1).cpu().numpy())
+            true.append(batch.labels.numpy())
+            num_classes = logits.shape[1]
+        loss, acc = totals.means()
+        confusion = confusion_matrix(np.concatenate(true), np.concatenate(predicted), num_classes)
+        return {"val/loss": loss, "val/acc": acc, "val/f1": macro_f1(confusion)}
+
+    def checkpoint(self, epoch: int, batch: int, history: History) -> Checkpoint:
+        """The present state."""
+        return Checkpoint(
+            model=self.model.state_dict(),
+            optimizer=self._optimizer.state_dict(),
+            scaler=self._scaler.state_dict(),
+            epoch=epoch,
+            batch=batch,
+            rows=list(history.rows),
+        )
+
+    def _to_device(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        images = batch.images.to(self._plan.device, non_blocking=True)
+        labels = batch.labels.to(self._plan.device, non_blocking=True)
+        return self._preprocessing.to_input(images), labels
+
+
+def _progress(epoch: int, batch: int, num_batches: int, totals: _Totals, seconds: float, plan: Plan) -> Step:
+    readable = plan.device == "cpu" or batch % 20 == 0 or batch == num_batches
+    loss, acc = totals.means() if readable else (None, None)
+    return Step(epoch, batch, num_batches, loss, acc, totals.count / max(seconds, 1e-9))
+
+
+def _diverged(loss: float, epoch: int, optim: OptimConfig) -> str:
+    return (
+        f"the training loss became {loss} in epoch {epoch}; expected a finite number. Lower optim.lr (now "
+        f"{optim.lr:g}), lengthen optim.warmup_epochs, or set train.precision to fp32."
+    )

@@ -1,0 +1,51 @@
+"""Fixtures that every test has: a clean MLflow environment, a folder of its own, fixed seeds."""
+
+import os
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+
+import numpy as np
+import pytest
+from PIL import Image
+
+MakeFolder = Callable[..., Path]
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    for name in list(os.environ):
+        if name.startswith("MLFLOW_") and name != "MLFLOW_DISABLE_TELEMETRY":
+            monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
+    yield
+
+
+@pytest.fixture(autouse=True)
+def _seeds() -> None:
+    random.seed(0)
+    np.random.seed(0)
+
+
+@pytest.fixture
+def make_folder(tmp_path: Path) -> MakeFolder:
+    """Makes root/<class>/<n>.png of random noise around a grey level of the class: easy to learn, all different."""
+
+    def make(
+        classes: int = 3, images: int = 8, size: tuple[int, int] = (20, 16), name: str = "photos", ending: str = "png"
+    ) -> Path:
+        root = tmp_path / name
+        generator = np.random.default_rng(0)
+        for label in range(classes):
+            folder = root / f"class{label}"
+            folder.mkdir(parents=True)
+            for number in range(images):
+                level = 255 * (label + 1) / (classes + 1)
+                pixels = np.clip(generator.normal(level, 20, (size[1], size[0], 3)), 0, 255).astype(np.uint8)
+                Image.fromarray(pixels).save(folder / f"{number}.{ending}")
+        return root
+
+    return make
