@@ -1,5 +1,6 @@
 """Image pipelines: random ones for training, the fixed one for evaluation and serving (the door to albumentations)."""
 
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -142,7 +143,7 @@ def resolve_image_size(config: AugmentConfig, manifest: Manifest) -> int:
         return config.image_size
     if manifest.images is not None:
         return int(np.clip(min(manifest.images.shape[1:3]), 8, 224))
-    paths = manifest.frame["path"].iloc[:: max(1, len(manifest) // 256)]
+    paths = manifest.frame["path"].iloc[:: max(1, math.ceil(len(manifest) / 256))]
     return int(np.clip(np.median([_short_side(str(path)) for path in paths]), 8, 224))
 
 
@@ -163,7 +164,7 @@ def preprocessing(config: AugmentConfig, *, size: int, channels: int, train_imag
             return Preprocessing(channels, size, IMAGENET_MEAN, IMAGENET_STD)
         return Preprocessing(channels, size, (round(float(np.mean(IMAGENET_MEAN)), 4),), (0.226,))
     pipeline = evaluation_pipeline(size)
-    step = max(1, len(train_images) // 2000)
+    step = max(1, math.ceil(len(train_images) / 2000))
     sums, squares, count = np.zeros(channels), np.zeros(channels), 0
     for index in range(0, len(train_images), step):
         flat = pipeline(train_images[index]).reshape(-1, channels).astype(np.float64) / 255

@@ -96,6 +96,8 @@ class Loader:
             pin_memory=pin_memory,
             persistent_workers=num_workers > 0,
             worker_init_fn=_init_worker,
+            # Its own, or an epoch would draw from the generator of dropout, more often without workers than with.
+            generator=torch.Generator(),
             multiprocessing_context="fork" if num_workers > 0 and sys.platform == "linux" else None,
         )
 

@@ -12,7 +12,8 @@ def split(manifest: Manifest, config: DataConfig) -> Manifest:
 
     Splits that the source gives stay. Where validation is missing it is taken from train, class by class;
     where the source gives no split at all, so is test. In each class, images are ordered by a hash of seed
-    and content, so neither file names nor their order matter, and files with equal bytes stay together.
+    and content, so neither file names nor their order matter, and files with equal bytes stay together, also
+    where they stand in different classes.
 
     Raises:
         UserError: fewer than two classes, fractions that leave nothing to train on, or a class with fewer
@@ -26,15 +27,18 @@ def split(manifest: Manifest, config: DataConfig) -> Manifest:
     wanted = {name: fraction for name, fraction in fractions.items() if fraction > 0}
     splits = [value or "train" for value in manifest.frame["split"]]
     contents = [str(value) for value in manifest.frame["content"]]
+    # Bytes that stand in several classes are dealt with the first of them, so that no copy is on another side.
+    owner: dict[str, int] = {}
     members: dict[int, dict[str, list[int]]] = {label: {} for label in range(len(manifest.classes))}
-    for row, label in enumerate(manifest.labels):
+    for row, label in sorted(enumerate(manifest.labels), key=lambda pair: int(pair[1])):
         if splits[row] == "train":
-            members[int(label)].setdefault(contents[row], []).append(row)
+            first = owner.setdefault(contents[row], int(label))
+            members[first].setdefault(contents[row], []).append(row)
     for label, by_content in members.items():
         if len(by_content) < 1 + len(wanted):
             name, have = manifest.classes[label], len(by_content)
             raise UserError(
-                f"the class {name!r} has {have} different image{'s' * (have != 1)}, but the splits "
+                f"the class {name!r} has {have} different image{'s' * (have != 1)} of its own, but the splits "
                 f"{', '.join(['train', *wanted])} need at least {1 + len(wanted)}. Add images, remove the "
                 "class, or set data.test_fraction to 0."
             )

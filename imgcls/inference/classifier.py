@@ -60,14 +60,16 @@ class Classifier:
         """
         try:
             spec: dict[str, Any] = json.loads((folder / SPEC).read_text(encoding="utf-8"))
+            config = FAMILIES.get(spec["model"]["family"]).config.model_validate(spec["model"])
+            preprocessing = Preprocessing.from_dict(spec["preprocessing"])
+            classes, top_k = tuple(spec["classes"]), int(spec["top_k"])
             weights = safetensors.torch.load_file(folder / WEIGHTS)
-        except (OSError, ValueError, safetensors.SafetensorError) as error:
-            raise UserError(f"{folder} holds no saved classifier ({SPEC} and {WEIGHTS}): {error}") from error
-        config = FAMILIES.get(spec["model"]["family"]).config.model_validate(spec["model"])
-        preprocessing = Preprocessing.from_dict(spec["preprocessing"])
+        except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
+            why = f"{type(error).__name__}: {error}"
+            raise UserError(f"{folder} holds no saved classifier ({SPEC} and {WEIGHTS}): {why}") from error
         module = build(
             config,
-            num_classes=len(spec["classes"]),
+            num_classes=len(classes),
             in_channels=preprocessing.channels,
             image_size=preprocessing.image_size,
         )
@@ -75,7 +77,7 @@ class Classifier:
             module.load_state_dict(weights)
         except RuntimeError as error:
             raise UserError(f"the weights in {folder / WEIGHTS} do not fit {SPEC}: {error}") from error
-        return cls(module.eval(), config, preprocessing, tuple(spec["classes"]), spec["top_k"])
+        return cls(module.eval(), config, preprocessing, classes, top_k)
 
     @torch.no_grad()
     def probabilities(self, images: Sequence[bytes | Pixels], *, batch_size: int = 64) -> npt.NDArray[np.float32]:

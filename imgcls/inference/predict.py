@@ -25,9 +25,11 @@ def predict(
     """
     model.eval()
     probs = []
-    for batch in loader.epoch(0):
-        logits = model(preprocessing.to_input(batch.images.to(device, non_blocking=True)))
-        probs.append(logits.float().softmax(1).cpu().numpy())
+    # A GPU's TF32 convolutions would differ from the served model's by far more than rounding.
+    with torch.backends.cudnn.flags(allow_tf32=False):
+        for batch in loader.epoch(0):
+            logits = model(preprocessing.to_input(batch.images.to(device, non_blocking=True)))
+            probs.append(logits.float().softmax(1).cpu().numpy())
     return Predictions(
         ids=manifest.ids,
         probs=np.concatenate(probs).astype(np.float32),

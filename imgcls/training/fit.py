@@ -1,7 +1,6 @@
 """The training loop: yields one row an epoch and leaves the best and the last checkpoint in a folder."""
 
 import math
-import random
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -31,8 +30,8 @@ class TrainConfig(Section):
 
     epochs: int = Field(30, ge=1, le=100_000)
     """Passes over the training images, at most."""
-    batch_size: int = Field(64, ge=1, le=1_000_000)
-    """Images a step."""
+    batch_size: int = Field(64, ge=2, le=1_000_000)
+    """Images a step; two at least, since batch normalisation needs them."""
     seed: int = Field(0, ge=0, lt=2**32)
     """Seed of the weights, the order of the images and their augmentation."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -85,16 +84,25 @@ class _Totals:
 
 
 def seed_all(seed: int) -> None:
-    """Seed Python's, NumPy's and torch's global generators."""
-    random.seed(seed)
-    np.random.seed(seed)
+    """Seed torch's global generator, which weights and dropout draw from; all else here has generators of its own."""
     torch.manual_seed(seed)
 
 
 def best_row(history: History, monitor: str) -> Row:
-    """The row of the best epoch: highest `monitor` (lowest for a loss); ties go to the lower `val/loss`."""
+    """The row of the best epoch: highest `monitor` (lowest for a loss); ties go to the lower `val/loss`.
+
+    A loss that is not a number is the worst.
+    """
     sign = -1.0 if monitor.endswith("loss") else 1.0
-    return max(history.rows, key=lambda row: (sign * row[monitor], -row["val/loss"]))
+
+    def rank(row: Row) -> tuple[float, float]:
+        by_monitor, by_loss = sign * row[monitor], -row["val/loss"]
+        return (
+            -math.inf if math.isnan(by_monitor) else by_monitor,
+            -math.inf if math.isnan(by_loss) else by_loss,
+        )
+
+    return max(history.rows, key=rank)
 
 
 def fit(
@@ -131,10 +139,11 @@ def fit(
             trainer.step(batch, steps_per_epoch=len(train), totals=totals)
             done += 1
             seconds = time.perf_counter() - begin
-            on_step(_progress(epoch, done, len(train), totals, seconds, plan))
+            progress = _progress(epoch, done, len(train), totals, seconds, plan)
+            if progress.loss is not None and not math.isfinite(progress.loss):
+                raise UserError(_diverged(progress.loss, epoch, optim))
+            on_step(progress)
         loss, acc = totals.means()
-        if not math.isfinite(loss):
-            raise UserError(_diverged(loss, epoch, optim))
         seconds = time.perf_counter() - begin
         measured = None if stop() else trainer.evaluate(val, stop)
         if measured is None:

@@ -50,11 +50,16 @@ class OptimConfig(Section):
         return name
 
     @model_validator(mode="after")
-    def _nesterov_fits(self) -> Self:
+    def _fields_fit(self) -> Self:
         if self.nesterov and (self.optimizer != "sgd" or self.momentum == 0):
             raise ValueError(
                 f"nesterov is true with optimizer {self.optimizer!r} and momentum {self.momentum:g}; it needs sgd and "
                 "a momentum above 0. Set optim.nesterov to false or optim.optimizer to sgd"
+            )
+        if self.final_lr_ratio and self.schedule == "constant":
+            raise ValueError(
+                f"final_lr_ratio is {self.final_lr_ratio:g} with a constant schedule, which has no end to reach. Set "
+                "optim.final_lr_ratio to 0 or optim.schedule to cosine"
             )
         return self
 

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal
 
-from pydantic import field_validator
+from pydantic import Field, field_validator
 
 from imgcls.data.source import SOURCES, DataConfig, Source
 from imgcls.errors import UserError
@@ -25,7 +25,7 @@ class FolderConfig(DataConfig):
 
     source: Literal["folder"] = "folder"
     """A folder with one sub-folder a class, or with train/val/test folders that hold them."""
-    root: str
+    root: str = Field(min_length=1)
     """The folder. A relative path is taken from the current directory (under `mlflow run`: the project's)."""
 
     @field_validator("root")
@@ -39,7 +39,7 @@ def scan_folder(config: FolderConfig) -> Manifest:
 
     Raises:
         UserError: the root is missing, is no folder, cannot be read, holds no images, has a class folder
-            without images, or has classes in val or test that train lacks.
+            without images, has classes in val or test that train lacks, or file names that are not UTF-8.
     """
     root = Path(config.root)
     _check_root(root)
@@ -53,6 +53,7 @@ def scan_folder(config: FolderConfig) -> Manifest:
             f"data.root {root} holds no images: expected sub-folders, one a class, with "
             f"files ending in {', '.join(sorted(EXTENSIONS))}.{_what_was_skipped(skipped)}"
         )
+    _check_names([path for path, _, _ in files])
     train = {name for _, name, split in files if split in ("", "train")}
     strangers = sorted({name for _, name, _ in files} - train)
     if strangers:
@@ -79,7 +80,11 @@ def scan_folder(config: FolderConfig) -> Manifest:
 
 
 def _check_root(root: Path) -> None:
-    if not root.exists():
+    try:
+        exists = root.exists()
+    except OSError as error:  # a name that is too long
+        raise UserError(f"data.root cannot be read: {error.strerror}, found {str(root)[:200]!r}.") from error
+    if not exists:
         raise UserError(
             f"data.root {root} does not exist; expected a folder with one sub-folder a class. Give an existing "
             "folder, best as an absolute path: a relative one is taken from the current directory, which under "
@@ -93,26 +98,35 @@ def _check_root(root: Path) -> None:
 
 def _split_folders(root: Path) -> list[tuple[str, Path]]:
     """[(split, folder)] where the sub-folders are named like splits, else [("", root)]."""
-    folders = [entry for entry in sorted(root.iterdir()) if entry.is_dir() and not entry.name.startswith(".")]
+    folders = [entry for entry in sorted(root.iterdir()) if entry.is_dir() and not _is_hidden(entry.name)]
     splits = [(SPLIT_FOLDERS.get(entry.name.casefold(), ""), entry) for entry in folders]
     named = [split for split, _ in splits]
-    if "train" in named and len(named) > 1 and all(named):
-        twice = {split for split in named if named.count(split) > 1}
-        if twice:
-            raise UserError(f"data.root {root} has two folders for the split {_some(sorted(twice))}; keep one.")
-        return splits
-    return [("", root)]
+    others = [entry.name for split, entry in splits if not split]
+    if "train" not in named or (others and not {"val", "test"} & set(named)):
+        return [("", root)]
+    if others:
+        raise UserError(
+            f"data.root {root} has folders named like splits ({_some([entry.name for split, entry in splits if split])}) "
+            f"beside others ({_some(others)}); expected either one folder a class, or train, val and test alone. Move "
+            "or rename the others."
+        )
+    twice = {split for split in named if named.count(split) > 1}
+    if twice:
+        raise UserError(f"data.root {root} has two folders for the split {_some(sorted(twice))}; keep one.")
+    return splits
 
 
 def _classes_below(folder: Path, root: Path, skipped: list[Skipped]) -> Iterator[tuple[Path, str]]:
     """(image, class name) of every image in the class folders below."""
     for entry in sorted(folder.iterdir()):
-        if entry.name.startswith(".") or entry.name == "__MACOSX":
+        if _is_hidden(entry.name):
             skipped.append(Skipped(entry.relative_to(root).as_posix(), "hidden"))
         elif not entry.is_dir():
             image = entry.suffix.casefold() in EXTENSIONS
             reason = "image outside a class folder" if image else "not an image"
             skipped.append(Skipped(entry.relative_to(root).as_posix(), reason))
+        elif entry.is_symlink() and root.resolve().is_relative_to(entry.resolve()):
+            skipped.append(Skipped(entry.relative_to(root).as_posix(), "a link to a folder above"))
         else:
             found = list(_images_below(entry, root, skipped))
             if not found:
@@ -129,15 +143,43 @@ def _images_below(folder: Path, root: Path, skipped: list[Skipped]) -> Iterator[
 
     # Links to folders are not followed, so a link to a parent cannot make the walk endless.
     for here, folders, names in os.walk(folder, onerror=cannot_list):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(folders):
+            path = Path(here, name)
+            if _is_hidden(name):
+                skipped.append(Skipped(path.relative_to(root).as_posix(), "hidden"))
+            elif path.is_symlink():
+                skipped.append(Skipped(path.relative_to(root).as_posix(), "a link to a folder"))
+        folders[:] = sorted(name for name in folders if not _is_hidden(name))
         for name in sorted(names):
             path = Path(here, name)
-            if name.startswith("."):
+            if _is_hidden(name):
                 skipped.append(Skipped(path.relative_to(root).as_posix(), "hidden"))
             elif path.suffix.casefold() not in EXTENSIONS:
                 skipped.append(Skipped(path.relative_to(root).as_posix(), "not an image"))
             else:
                 yield path
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".") or name == "__MACOSX"
+
+
+def _check_names(paths: list[Path]) -> None:
+    """Tables, logs and models hold the names as UTF-8 text."""
+    bad = [os.fsencode(path).decode("utf-8", "backslashreplace") for path in paths if not _is_utf8(str(path))]
+    if bad:
+        raise UserError(
+            f"the names {_some(bad)} are not UTF-8 (often those of an archive unpacked with another encoding). "
+            "Rename them, or unpack the archive again with its encoding given (unzip -O …)."
+        )
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _content(path: Path) -> str:

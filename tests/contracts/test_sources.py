@@ -1,0 +1,90 @@
+"""What every data source promises."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import imgcls.data  # noqa: F401  (registers the sources)
+from imgcls.data.images import open_images
+from imgcls.data.source import SOURCES, DataConfig, scan
+from imgcls.data.sources.digits import DigitsConfig
+from imgcls.data.sources.folder import FolderConfig
+from imgcls.data.split import split
+from imgcls.tables import MANIFEST_COLUMNS, SPLITS, Manifest
+
+MakeFolder = Callable[..., Path]
+CONFIGS: dict[str, Callable[[MakeFolder], DataConfig]] = {
+    "digits": lambda _: DigitsConfig(),
+    "folder": lambda make_folder: FolderConfig(root=str(make_folder(classes=3, images=4))),
+}
+
+
+@pytest.fixture(params=sorted(CONFIGS))
+def config(request: pytest.FixtureRequest, make_folder: MakeFolder) -> DataConfig:
+    return CONFIGS[request.param](make_folder)
+
+
+@pytest.fixture
+def manifest(config: DataConfig) -> Manifest:
+    return scan(config)
+
+
+def test_every_source_is_under_contract() -> None:
+    assert sorted(CONFIGS) == SOURCES.names()
+
+
+def test_the_config_is_that_of_the_registered_source(config: DataConfig) -> None:
+    assert type(config) is SOURCES.get(config.source).config
+    assert SOURCES.get(config.source).config.model_fields["source"].default == config.source
+
+
+def test_rows_have_all_columns_and_are_sorted_by_unique_ids(manifest: Manifest) -> None:
+    assert tuple(manifest.frame.columns) == MANIFEST_COLUMNS
+    assert manifest.ids == sorted(set(manifest.ids))
+    assert len(manifest) > 0
+
+
+def test_labels_are_indices_into_the_classes_and_no_class_is_empty(manifest: Manifest) -> None:
+    assert sorted(set(manifest.labels.tolist())) == list(range(len(manifest.classes)))
+    assert len(set(manifest.classes)) == len(manifest.classes) >= 2
+
+
+def test_every_image_has_a_content_hash_and_a_known_split(manifest: Manifest) -> None:
+    assert all(manifest.frame["content"])
+    assert set(manifest.frame["split"]) <= {*SPLITS, ""}
+
+
+def test_an_image_is_either_a_row_of_the_array_or_an_absolute_file(manifest: Manifest) -> None:
+    if manifest.images is None:
+        assert all(Path(path).is_absolute() and Path(path).is_file() for path in manifest.frame["path"])
+        assert set(manifest.frame["row"]) == {-1}
+    else:
+        assert sorted(manifest.frame["row"]) == list(range(len(manifest.images)))
+        assert set(manifest.frame["path"]) == {""}
+
+
+def test_a_second_scan_gives_the_same_manifest(config: DataConfig, manifest: Manifest) -> None:
+    again = scan(config)
+    assert again.frame.equals(manifest.frame)
+    assert (again.digest, again.classes) == (manifest.digest, manifest.classes)
+
+
+def test_the_digest_fits_an_mlflow_dataset(manifest: Manifest) -> None:
+    assert 0 < len(manifest.digest) <= 36
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_its_images_open_as_bytes_of_the_asked_channels(manifest: Manifest, channels: int) -> None:
+    images = open_images(manifest, channels=channels, short_side=12, budget_mb=100)
+    assert len(images) == len(manifest)
+    for index in (0, len(images) - 1):
+        assert images[index].dtype == np.uint8
+        assert images[index].ndim == 3
+        assert images[index].shape[2] == channels
+        assert min(images[index].shape[:2]) <= 12
+
+
+def test_it_can_be_split(config: DataConfig, manifest: Manifest) -> None:
+    assert all(split(manifest, config).counts().values())

@@ -1,0 +1,202 @@
+"""A classifier on disk: the same probabilities, and errors for what is no classifier."""
+
+import io
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import safetensors.torch
+import torch
+from PIL import Image
+
+from imgcls.data.augment import Preprocessing
+from imgcls.data.decode import DecodeError
+from imgcls.errors import UserError
+from imgcls.inference.classifier import SPEC, WEIGHTS, Classifier
+from imgcls.models.family import ModelConfig, build
+from imgcls.models.plaincnn import PlainCNNConfig
+
+Pixels = npt.NDArray[np.uint8]
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Tiny networks gain nothing from more threads, and on a busy machine lose much to their waiting."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def classifier(config: ModelConfig | None = None, *, channels: int = 3, size: int = 16) -> Classifier:
+    torch.manual_seed(0)
+    config = config or PlainCNNConfig(num_blocks=2, channels=4, dropout=0.3)
+    module = build(config, num_classes=3, in_channels=channels, image_size=size)
+    module.train()(torch.randn(8, channels, size, size))  # statistics of its own in the batch norms
+    steps = Preprocessing(channels, size, (0.4,) * channels, (0.25,) * channels)
+    return Classifier(module.eval(), config, steps, ("a", "b c", "日本"), 2)
+
+
+def noise(height: int, width: int, seed: int = 0, channels: int = 3) -> Pixels:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, channels), dtype=np.uint8)
+
+
+def png(pixels: Pixels) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+MIXED = [noise(20, 30), noise(16, 16, 1), noise(5, 40, 2), noise(100, 90, 3)]
+
+
+@pytest.mark.parametrize(
+    ("channels", "size"),
+    [(3, 16), (1, 16), (3, 72)],
+)
+def test_a_classifier_survives_the_disk(tmp_path: Path, channels: int, size: int) -> None:
+    before = classifier(channels=channels, size=size)
+    before.save(tmp_path / "new/folder")
+    after = Classifier.load(tmp_path / "new/folder")
+    assert (after.config, after.preprocessing, after.classes, after.top_k) == (
+        before.config,
+        before.preprocessing,
+        before.classes,
+        2,
+    )
+    assert not after.module.training
+    assert np.array_equal(after.probabilities(MIXED), before.probabilities(MIXED))
+
+
+def test_probabilities_are_one_row_an_image_and_sum_to_one() -> None:
+    probs = classifier().probabilities(MIXED)
+    assert probs.shape == (4, 3)
+    assert probs.dtype == np.float32
+    assert np.allclose(probs.sum(1), 1, atol=1e-6)
+    assert len({row.tobytes() for row in probs}) == 4
+
+
+def test_bytes_and_arrays_of_the_same_pixels_agree() -> None:
+    model = classifier()
+    assert np.array_equal(model.probabilities([png(image) for image in MIXED]), model.probabilities(MIXED))
+
+
+def test_grey_arrays_may_have_two_or_three_dimensions() -> None:
+    for channels in (1, 3):
+        model = classifier(channels=channels)
+        grey = noise(20, 20, channels=1)
+        shapes = [grey, grey[:, :, 0], grey.repeat(3, 2)]
+        found = model.probabilities(shapes)
+        assert np.allclose(found, found[:1], atol=1e-6)
+
+
+def test_no_images_give_no_rows() -> None:
+    assert classifier().probabilities([]).shape == (0, 3)
+
+
+def test_the_batch_size_changes_nothing() -> None:
+    model = classifier()
+    images = MIXED * 3
+    assert np.allclose(model.probabilities(images, batch_size=5), model.probabilities(images), atol=1e-6)
+
+
+def test_bytes_that_are_no_image_are_an_error() -> None:
+    with pytest.raises(DecodeError, match="cannot be decoded"):
+        classifier().probabilities([png(MIXED[0]), b"no image"])
+
+
+def test_an_array_with_four_channels_is_an_error() -> None:
+    with pytest.raises(DecodeError, match=r"shape \(9, 9, 4\); expected \(H, W\)"):
+        classifier().probabilities([noise(9, 9, channels=4)])
+
+
+def test_the_files_hold_no_code_and_the_description_is_plain_json(tmp_path: Path) -> None:
+    classifier().save(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [SPEC, WEIGHTS]
+    spec = json.loads((tmp_path / SPEC).read_text(encoding="utf-8"))
+    assert spec["classes"] == ["a", "b c", "日本"]
+    assert spec["model"]["family"] == "plaincnn"
+    assert spec["preprocessing"]["image_size"] == 16
+
+
+def test_the_weights_of_another_network_are_an_error(tmp_path: Path) -> None:
+    classifier().save(tmp_path / "a")
+    classifier(PlainCNNConfig(num_blocks=2, channels=8)).save(tmp_path / "b")
+    (tmp_path / "b" / WEIGHTS).replace(tmp_path / "a" / WEIGHTS)
+    with pytest.raises(UserError, match=rf"the weights in .*{WEIGHTS} do not fit {SPEC}"):
+        Classifier.load(tmp_path / "a")
+
+
+def test_weights_that_lack_a_part_are_an_error(tmp_path: Path) -> None:
+    classifier().save(tmp_path)
+    weights = safetensors.torch.load_file(tmp_path / WEIGHTS)
+    weights.pop("head.1.bias")
+    safetensors.torch.save_file(weights, tmp_path / WEIGHTS)
+    with pytest.raises(UserError, match=r"do not fit(.|\n)*head\.1\.bias"):
+        Classifier.load(tmp_path)
+
+
+@pytest.mark.parametrize("keep", [0.0, 0.001, 0.5, 0.99])
+def test_a_truncated_weights_file_is_an_error(tmp_path: Path, keep: float) -> None:
+    classifier().save(tmp_path)
+    data = (tmp_path / WEIGHTS).read_bytes()
+    (tmp_path / WEIGHTS).write_bytes(data[: int(len(data) * keep)])
+    with pytest.raises(UserError, match="holds no saved classifier"):
+        Classifier.load(tmp_path)
+
+
+def test_a_pickle_in_the_place_of_the_weights_is_an_error(tmp_path: Path) -> None:
+    model = classifier()
+    model.save(tmp_path)
+    torch.save(model.module.state_dict(), tmp_path / WEIGHTS)
+    with pytest.raises(UserError, match="holds no saved classifier"):
+        Classifier.load(tmp_path)
+
+
+@pytest.mark.parametrize("name", [SPEC, WEIGHTS])
+def test_a_missing_file_is_an_error(tmp_path: Path, name: str) -> None:
+    classifier().save(tmp_path)
+    (tmp_path / name).unlink()
+    with pytest.raises(UserError, match="holds no saved classifier"):
+        Classifier.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda spec: spec.clear(),
+        lambda spec: spec.pop("classes"),
+        lambda spec: spec.update(model={"family": "unheard of"}),
+        lambda spec: spec["model"].update(num_blocks="three"),
+        lambda spec: spec.update(preprocessing=None),
+        lambda spec: spec["preprocessing"].pop("mean"),
+    ],
+)
+def test_a_description_that_does_not_describe_is_an_error(tmp_path: Path, change: Any) -> None:
+    classifier().save(tmp_path)
+    spec = json.loads((tmp_path / SPEC).read_text(encoding="utf-8"))
+    change(spec)
+    (tmp_path / SPEC).write_text(json.dumps(spec), encoding="utf-8")
+    with pytest.raises(UserError, match="holds no saved classifier"):
+        Classifier.load(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "3", '"x"'])
+def test_a_description_that_is_no_json_object_is_an_error(tmp_path: Path, text: str) -> None:
+    classifier().save(tmp_path)
+    (tmp_path / SPEC).write_text(text)
+    with pytest.raises(UserError, match="holds no saved classifier"):
+        Classifier.load(tmp_path)
+
+
+def test_loading_draws_nothing_into_the_probabilities() -> None:
+    first = classifier().probabilities(MIXED)
+    torch.rand(9)
+    again = classifier().probabilities(MIXED)
+    assert np.array_equal(first, again)
+    assert not any(math.isnan(value) for value in first.flat)

@@ -1,0 +1,271 @@
+"""The training loop: its rows, its checkpoints, when it stops and that it repeats."""
+
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from pydantic import ValidationError
+from torch import nn
+
+from imgcls.data.augment import AugmentConfig, Preprocessing, evaluation_pipeline, training_pipeline
+from imgcls.data.loading import Loader
+from imgcls.errors import UserError
+from imgcls.models.plaincnn import PlainCNNConfig, build_plaincnn
+from imgcls.tables import History, Row
+from imgcls.training.checkpoint import Checkpoint
+from imgcls.training.device import Plan
+from imgcls.training.fit import BEST, LAST, Step, TrainConfig, best_row, fit, seed_all
+from imgcls.training.optim import OptimConfig
+
+COUNT, CLASSES = 26, 2
+LABELS = np.arange(COUNT, dtype=np.int64) % CLASSES
+NOISE = np.random.default_rng(0).normal(0, 40, (COUNT, 8, 8, 1))
+IMAGES = list(np.clip(NOISE + 90 + 60 * LABELS[:, None, None, None], 0, 255).astype(np.uint8))
+STEPS = Preprocessing(1, 8, (0.5,), (0.25,))
+KEYS = {"epoch", "train/loss", "train/acc", "val/loss", "val/acc", "val/f1", "lr", "seconds", "images_per_s"}
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Tiny networks gain nothing from more threads, and on a busy machine lose much to their waiting."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def _no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.fsync", lambda _file: None)
+
+
+def loaders(num_workers: int = 0) -> tuple[Loader, Loader]:
+    varied = training_pipeline(AugmentConfig(preset="light"), size=8, channels=1)
+    train = Loader(IMAGES[:18], LABELS[:18], varied, batch_size=4, shuffle=True, num_workers=num_workers)
+    return train, Loader(IMAGES[18:], LABELS[18:], evaluation_pipeline(8), batch_size=5, num_workers=num_workers)
+
+
+def network() -> nn.Module:
+    seed_all(0)
+    config = PlainCNNConfig(num_blocks=1, channels=4, dropout=0.3)
+    return build_plaincnn(config, num_classes=CLASSES, in_channels=1)
+
+
+def linear() -> nn.Module:
+    seed_all(0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, CLASSES))
+
+
+def rows(
+    folder: Path,
+    *,
+    model: nn.Module | None = None,
+    optim: OptimConfig | None = None,
+    plan: Plan | None = None,
+    num_workers: int = 0,
+    stop: Callable[[], bool] = lambda: False,
+    on_step: Callable[[Step], None] = lambda _step: None,
+    **train: Any,
+) -> Iterator[Row]:
+    folder.mkdir(exist_ok=True)
+    train_loader, val_loader = loaders(num_workers)
+    return fit(
+        network() if model is None else model,
+        train_loader,
+        val_loader,
+        config=TrainConfig(**{"epochs": 3, **train}),
+        optim=optim or OptimConfig(lr=0.02),
+        preprocessing=STEPS,
+        plan=plan or Plan("cpu", "fp32"),
+        checkpoints=folder,
+        stop=stop,
+        on_step=on_step,
+    )
+
+
+def without_times(found: list[Row]) -> list[Row]:
+    return [{name: value for name, value in row.items() if name not in ("seconds", "images_per_s")} for row in found]
+
+
+@torch.no_grad()
+def validated(model: nn.Module) -> tuple[float, float]:
+    """(loss, accuracy) on the validation images, computed apart from the loop."""
+    model.eval()
+    logits = model(STEPS.to_input(torch.from_numpy(np.stack(IMAGES[18:]))))
+    labels = torch.from_numpy(LABELS[18:])
+    return nn.functional.cross_entropy(logits, labels).item(), (logits.argmax(1) == labels).float().mean().item()
+
+
+@pytest.mark.parametrize("plan", [Plan("cpu", "fp32"), Plan("cpu", "bf16")], ids=str)
+def test_every_epoch_yields_a_row_with_all_keys(tmp_path: Path, plan: Plan) -> None:
+    found = list(rows(tmp_path / "c", plan=plan))
+    assert [row["epoch"] for row in found] == [1, 2, 3]
+    assert all(set(row) == KEYS for row in found)
+    assert all(math.isfinite(value) for row in found for value in row.values())
+    assert all(0 <= row[name] <= 1 for row in found for name in ("train/acc", "val/acc", "val/f1"))
+    assert all(type(value) in (int, float) for row in found for value in row.values())
+
+
+def test_it_learns(tmp_path: Path) -> None:
+    found = list(rows(tmp_path / "c", epochs=12))
+    assert found[-1]["train/loss"] < found[0]["train/loss"]
+    assert found[-1]["val/acc"] == 1
+
+
+def test_the_learning_rate_of_a_row_is_that_of_the_epochs_last_step(tmp_path: Path) -> None:
+    optim = OptimConfig(lr=0.02, warmup_epochs=1, schedule="constant")
+    found = list(rows(tmp_path / "c", optim=optim, epochs=2))
+    assert [row["lr"] for row in found] == pytest.approx([0.02 * 5 / 6, 0.02])
+
+
+def test_a_seeded_run_repeats_bit_by_bit(tmp_path: Path) -> None:
+    first = without_times(list(rows(tmp_path / "a")))
+    assert without_times(list(rows(tmp_path / "b"))) == first
+    one, two = (Checkpoint.load(tmp_path / name / LAST).model for name in ("a", "b"))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_the_number_of_workers_changes_nothing(tmp_path: Path) -> None:
+    first = without_times(list(rows(tmp_path / "a")))
+    assert without_times(list(rows(tmp_path / "b", num_workers=1))) == first
+
+
+def test_a_row_may_be_read_late_or_never(tmp_path: Path) -> None:
+    stream = rows(tmp_path / "c")
+    next(stream)
+    assert Checkpoint.load(tmp_path / "c" / LAST).epoch == 1
+    stream.close()  # type: ignore[attr-defined]
+    assert Checkpoint.load(tmp_path / "c" / LAST).epoch == 1
+
+
+def test_steps_are_told_after_every_batch(tmp_path: Path) -> None:
+    told: list[Step] = []
+    found = list(rows(tmp_path / "c", epochs=2, on_step=told.append))
+    assert [(step.epoch, step.batch) for step in told] == [(epoch, batch) for epoch in (1, 2) for batch in range(1, 6)]
+    assert {step.num_batches for step in told} == {5}
+    assert told[4].loss == pytest.approx(found[0]["train/loss"])
+    assert told[9].acc == found[1]["train/acc"]
+    assert all(step.images_per_s > 0 for step in told)
+
+
+def test_the_last_checkpoint_holds_the_whole_state(tmp_path: Path) -> None:
+    model = network()
+    found = list(rows(tmp_path / "c", model=model))
+    last = Checkpoint.load(tmp_path / "c" / LAST)
+    assert (last.epoch, last.batch, last.rows) == (3, 0, found)
+    assert all(torch.equal(value, model.state_dict()[name]) for name, value in last.model.items())
+    assert last.optimizer["state"][0]["step"] == 15
+
+
+@pytest.mark.parametrize("monitor", ["val/acc", "val/f1", "val/loss"])
+def test_the_best_checkpoint_holds_the_weights_of_the_best_epoch(tmp_path: Path, monitor: str) -> None:
+    optim = OptimConfig(lr=0.3, schedule="constant")
+    found = list(rows(tmp_path / "c", epochs=6, optim=optim, monitor=monitor))
+    expected = best_row(History(found), monitor)
+    best = Checkpoint.load(tmp_path / "c" / BEST)
+    assert best.epoch == expected["epoch"]
+    assert best.rows == found[: best.epoch]
+    model = network()
+    model.load_state_dict(best.model)
+    loss, acc = validated(model)
+    assert acc == pytest.approx(expected["val/acc"])
+    assert loss == pytest.approx(expected["val/loss"], rel=1e-4)
+
+
+def history(*figures: tuple[float, float]) -> History:
+    return History([{"epoch": k, "val/acc": acc, "val/loss": loss} for k, (acc, loss) in enumerate(figures, 1)])
+
+
+@pytest.mark.parametrize(
+    ("monitor", "figures", "best"),
+    [
+        ("val/acc", [(0.5, 1.0), (0.9, 3.0), (0.7, 0.5)], 2),
+        ("val/loss", [(0.5, 1.0), (0.9, 3.0), (0.7, 0.5)], 3),
+        ("val/acc", [(0.9, 1.0), (0.9, 0.5), (0.9, 0.7)], 2),
+        ("val/acc", [(0.9, 1.0), (0.9, 1.0)], 1),
+        ("val/loss", [(0.1, math.nan), (0.9, 3.0)], 2),
+        ("val/loss", [(0.1, 3.0), (0.9, math.nan)], 1),
+        ("val/acc", [(0.9, math.nan), (0.9, 3.0)], 2),
+        ("val/loss", [(0.1, math.inf), (0.9, 3.0)], 2),
+    ],
+)
+def test_the_best_row_has_the_best_figure_and_then_the_lower_loss(
+    monitor: str, figures: list[tuple[float, float]], best: int
+) -> None:
+    assert best_row(history(*figures), monitor)["epoch"] == best
+
+
+def test_patience_stops_after_so_many_epochs_without_a_better_one(tmp_path: Path) -> None:
+    still = OptimConfig(lr=1e-30, weight_decay=0, schedule="constant")
+    found = list(rows(tmp_path / "c", model=linear(), optim=still, epochs=9, patience=2))
+    assert len(found) == 3
+    assert Checkpoint.load(tmp_path / "c" / BEST).epoch == 1
+    assert Checkpoint.load(tmp_path / "c" / LAST).epoch == 3
+    assert len(list(rows(tmp_path / "d", model=linear(), optim=still, epochs=5))) == 5
+
+
+def test_a_stop_in_an_epoch_writes_the_part_that_is_done_and_yields_no_row(tmp_path: Path) -> None:
+    told: list[Step] = []
+    found = list(rows(tmp_path / "c", stop=lambda: len(told) == 7, on_step=told.append))
+    assert [row["epoch"] for row in found] == [1]
+    assert len(told) == 7
+    last = Checkpoint.load(tmp_path / "c" / LAST)
+    assert (last.epoch, last.batch, last.rows) == (1, 2, found)
+    assert last.optimizer["state"][0]["step"] == 7
+    assert Checkpoint.load(tmp_path / "c" / BEST).epoch == 1
+
+
+def test_a_stop_before_the_first_batch_still_writes_a_checkpoint(tmp_path: Path) -> None:
+    assert list(rows(tmp_path / "c", stop=lambda: True)) == []
+    last = Checkpoint.load(tmp_path / "c" / LAST)
+    assert (last.epoch, last.batch, last.rows) == (0, 0, [])
+    assert not (tmp_path / "c" / BEST).exists()
+
+
+def test_a_stop_during_validation_yields_no_row(tmp_path: Path) -> None:
+    asked = iter([False] * 7 + [True] * 9)  # five batches, the check before validation, one batch of validation
+    assert list(rows(tmp_path / "c", stop=lambda: next(asked))) == []
+    last = Checkpoint.load(tmp_path / "c" / LAST)
+    assert (last.epoch, last.batch) == (0, 5)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_loss_that_is_no_number_is_an_error_that_says_what_to_do(tmp_path: Path, value: float) -> None:
+    model = linear()
+    with torch.no_grad():
+        next(model.parameters())[0, 0] = value
+    with pytest.raises(UserError, match=r"loss became (nan|inf) in epoch 1; .* Lower optim\.lr \(now 0\.02\)"):
+        list(rows(tmp_path / "c", model=model))
+    assert not (tmp_path / "c" / BEST).exists()
+
+
+def test_a_checkpoint_folder_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
+    stream = rows(tmp_path / "c")
+    (tmp_path / "c").rmdir()
+    with pytest.raises(UserError, match="cannot write the checkpoint"):
+        next(stream)
+
+
+def test_seeds_reach_every_generator() -> None:
+    def drawn() -> tuple[float, float, float]:
+        import random
+
+        return random.random(), float(np.random.random()), torch.rand(()).item()
+
+    seed_all(3)
+    first = drawn()
+    assert drawn() != first
+    seed_all(3)
+    assert drawn() == first
+
+
+@pytest.mark.parametrize(
+    "fields", [{"epochs": 0}, {"batch_size": 0}, {"seed": -1}, {"device": "gpu"}, {"monitor": "acc"}, {"patience": 0}]
+)
+def test_settings_out_of_range_are_refused(fields: dict[str, object]) -> None:
+    with pytest.raises(ValidationError):
+        TrainConfig.model_validate(fields)
