@@ -15,13 +15,12 @@ _OVERRIDABLE = {"ignore_unknown_options": True, "allow_extra_args": True}
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="imgcls")
-@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
-def cli(debug: bool) -> None:
+@click.option("--debug", is_flag=True, help="Show the traceback of an error; stands anywhere.")
+def cli(debug: bool) -> None:  # noqa: ARG001  (main takes it off the line, wherever it stands)
     """Train image classifiers as tracked, comparable MLflow runs.
 
     Runs are kept in MLFLOW_TRACKING_URI, or in ./mlflow.db where that is not set.
     """
-    click.get_current_context().obj = debug
 
 
 @cli.command(context_settings=_OVERRIDABLE)
@@ -40,15 +39,16 @@ def train(words: tuple[str, ...]) -> None:
     Exit codes: 0 done, 2 a mistake to mend, 3 done but not all could be sent to the tracking server, 130 and 143
     stopped by Ctrl-C and SIGTERM.
     """
-    recipe, texts = parse_words(words)
-    from imgcls.jobs.console import Console
     from imgcls.jobs.signals import Signals
-    from imgcls.jobs.train import run_training
-    from imgcls.recipe import resolve
     from imgcls.tracking.run import fail_attached_run
 
     with Signals() as signals:
         try:
+            recipe, texts = parse_words(words)
+            from imgcls.jobs.console import Console
+            from imgcls.jobs.train import run_training
+            from imgcls.recipe import resolve
+
             resolved = resolve(recipe, texts=texts)
         except UserError as error:
             fail_attached_run(str(error))
@@ -124,7 +124,7 @@ def parse_words(words: tuple[str, ...]) -> tuple[str | None, dict[str, str]]:
         if word.startswith("--"):
             name, equals, value = word[2:].partition("=")
             if "." not in name:
-                raise UserError(f"unknown option --{name}; expected --section.field VALUE, such as --optim.lr 0.01.")
+                raise UserError(_unknown_option(f"--{name}"))
             if not equals:
                 if not rest:
                     raise UserError(f"--{name} has no value; expected --{name} VALUE.")
@@ -132,6 +132,8 @@ def parse_words(words: tuple[str, ...]) -> tuple[str | None, dict[str, str]]:
             if name in texts:
                 raise UserError(f"--{name} is given twice: {texts[name]!r} and {value!r}. Give it once.")
             texts[name] = value
+        elif word.startswith("-"):
+            raise UserError(_unknown_option(word))
         elif recipe is None:
             recipe = word
         else:
@@ -139,11 +141,16 @@ def parse_words(words: tuple[str, ...]) -> tuple[str | None, dict[str, str]]:
     return recipe, texts
 
 
+def _unknown_option(word: str) -> str:
+    return f"unknown option {word}; expected --section.field VALUE, such as --optim.lr 0.01."
+
+
 def main() -> NoReturn:
     """Run the command line: 2 and one paragraph for a user's mistake, 128 + signal for a stop."""
-    debug = "--debug" in sys.argv[1:2]
+    words = [word for word in sys.argv[1:] if word != "--debug"]  # at any place, for it is an afterthought
+    debug = len(words) < len(sys.argv) - 1
     try:
-        code: Any = cli.main(standalone_mode=False)
+        code: Any = cli.main(words, standalone_mode=False)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)

@@ -91,6 +91,7 @@ def resolve(
     overrides: Mapping[str, Any] | None = None,
     *,
     texts: Mapping[str, str] | None = None,
+    partial: bool = False,
 ) -> Resolved:
     """The recipe of a file, a built-in name or a mapping, with fields overridden by their dotted names.
 
@@ -99,6 +100,8 @@ def resolve(
             `data.root` is given and `digits` elsewhere.
         overrides: dotted name -> value.
         texts: dotted name -> value as it was typed, read as YAML.
+        partial: let fields that have no default be missing, as in a recipe that waits for `data.root`; for comparing
+            only.
 
     Raises:
         UserError: no such recipe, no YAML, an unknown section or field, or a value of a wrong type or out of range.
@@ -108,12 +111,12 @@ def resolve(
     if recipe is None or recipe == "auto":
         recipe = "folder" if "data.root" in given else "digits"
     if isinstance(recipe, Mapping):
-        name, origin, raw = "inline", "recipe", {key: dict(value) for key, value in recipe.items()}
+        name, origin, raw = "inline", "recipe", _sections("the recipe", recipe)
     else:
         path = _find(str(recipe))
         name, origin, raw = path.stem, f"recipe {path}", _read(path)
     notices = _override(raw, given)
-    return Resolved(_build(raw, origin, texts), name, tuple(notices))
+    return Resolved(_build(raw, origin, texts, partial=partial), name, tuple(notices))
 
 
 def diff(a: Recipe, b: Recipe) -> list[tuple[str, Any, Any]]:
@@ -138,6 +141,8 @@ def json_schema() -> dict[str, Any]:
         elif name == "model":
             classes = [FAMILIES.get(key).config for key in FAMILIES.names()]
         schemas = [{**cls.model_json_schema(), "title": cls.__name__} for cls in classes]
+        for schema in schemas:
+            schema.pop("required", None)  # what a file leaves out can be given on the command line
         about = Recipe.model_fields[name].description
         properties[name] = {"description": about, **(schemas[0] if len(schemas) == 1 else {"anyOf": schemas})}
     return {
@@ -156,10 +161,13 @@ def parse_value(text: str, name: str) -> Any:
         UserError: the text is no YAML.
     """
     try:
-        return yaml.load(text, _Loader)
+        value = _load(text)
     except yaml.YAMLError as error:
         problem = getattr(error, "problem", None) or str(error)
         raise UserError(f"{name}: found {text!r}, which is no YAML value: {problem}. Put it in quotes.") from error
+    # In a word without quotes, YAML takes what stands behind ` #` for a comment; a shell has no comments in a word.
+    is_plain = isinstance(value, str) and value != "" and text.strip().startswith(value)
+    return text.strip() if is_plain else value
 
 
 def _find(name: str) -> Path:
@@ -179,16 +187,22 @@ def _find(name: str) -> Path:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        raw = yaml.load(path.read_text(encoding="utf-8"), _Loader)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"the recipe {path} cannot be read: {error}") from error
-    raw = {} if raw is None else raw
-    if not isinstance(raw, dict) or not all(isinstance(fields, dict | None) for fields in raw.values()):
+        raw = _load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"the recipe {path} cannot be read: {error}. Expected a text file in UTF-8.") from error
+    except yaml.YAMLError as error:
+        raise UserError(f"the recipe {path} is no YAML: {error}\nMend it there.") from error
+    return _sections(f"the recipe {path}", {} if raw is None else raw)
+
+
+def _sections(origin: str, raw: object) -> dict[str, Any]:
+    """The recipe's sections, copied."""
+    if not isinstance(raw, Mapping) or not all(isinstance(fields, Mapping | None) for fields in raw.values()):
         raise UserError(
-            f"the recipe {path} is not made of sections; expected lines like `optim:` with indented fields like "
+            f"{origin} is not made of sections; expected lines like `optim:` with indented fields like "
             f"`lr: 0.01` below. Sections: {', '.join(_SECTIONS)}."
         )
-    return {str(name): fields or {} for name, fields in raw.items()}
+    return {str(name): dict(fields or {}) for name, fields in raw.items()}
 
 
 def _override(raw: dict[str, Any], given: Mapping[str, Any]) -> list[str]:
@@ -210,7 +224,7 @@ def _override(raw: dict[str, Any], given: Mapping[str, Any]) -> list[str]:
             notices.append(f"{section}.{chooser} is now {chosen}, which has no {names}: left out")
     for dotted, value in given.items():
         *parents, last = dotted.split(".")
-        if not parents:
+        if not parents or not last or not all(parents):
             raise UserError(f"unknown recipe field {dotted!r}; expected section.field, such as optim.lr.")
         target = raw
         for parent in parents:
@@ -235,7 +249,7 @@ def _class_of(section: str, fields: Mapping[str, Any]) -> type[Section]:
         raise UserError(f"{section}.{chooser}: {error}") from error
 
 
-def _build(raw: Mapping[str, Any], origin: str, texts: Mapping[str, str]) -> Recipe:
+def _build(raw: Mapping[str, Any], origin: str, texts: Mapping[str, str], *, partial: bool = False) -> Recipe:
     for section in raw:
         if section not in _SECTIONS:
             guess = nearest(section, _SECTIONS)
@@ -249,7 +263,10 @@ def _build(raw: Mapping[str, Any], origin: str, texts: Mapping[str, str]) -> Rec
         try:
             built[section] = _validate(cls, section, fields, texts)
         except ValidationError as error:
-            problems += _explain(section, cls, error)
+            if partial and all(problem["type"] == "missing" for problem in error.errors()):
+                built[section] = cls.model_construct(**fields)
+            else:
+                problems += _explain(section, cls, error)
     if problems:
         raise UserError(f"{origin}: " + "\n".join(problems))
     return Recipe.model_construct(**built)  # type: ignore[arg-type]
@@ -263,7 +280,7 @@ def _validate(cls: type[Section], section: str, fields: dict[str, Any], texts: M
         typed = [
             str(problem["loc"][0])
             for problem in error.errors()
-            if problem["type"] == "string_type" and f"{section}.{problem['loc'][0]}" in texts
+            if problem["type"] == "string_type" and texts.get(f"{section}.{problem['loc'][0]}")
         ]
         if not typed:
             raise
@@ -281,7 +298,8 @@ def _explain(section: str, cls: type[Section], error: ValidationError) -> list[s
         first = problems[0]
         if first["type"] == "extra_forbidden":
             everything = [f"{key}.{field}" for key in _SECTIONS for field in _SECTIONS[key].model_fields]
-            guess = nearest(dotted, [*everything, *(f"{section}.{field}" for field in cls.model_fields)])
+            elsewhere = next((other for other in everything if other.split(".")[1] == name), None)
+            guess = elsewhere or nearest(dotted, [*everything, *(f"{section}.{field}" for field in cls.model_fields)])
             hint = f" Did you mean {guess!r}?" if guess else ""
             known = ", ".join(cls.model_fields)
             sentences.append(f"unknown field {dotted!r}; fields of {section} ({cls.__name__}): {known}.{hint}")
@@ -293,13 +311,14 @@ def _explain(section: str, cls: type[Section], error: ValidationError) -> list[s
             guess = _nearest_choice(problems)
             hint = f" Did you mean {guess!r}?" if guess else ""
             found = f"found {first['input']!r}, " if name else ""
-            sentences.append(f"{dotted}: {found}{allowed}.{hint}")
+            end = "" if allowed.endswith("?") else "."
+            sentences.append(f"{dotted}: {found}{allowed}{end}{hint}")
     return sentences
 
 
 def _allowed(problem: ErrorDetails) -> str:
     message = re.sub(r"^Value error, ", "", problem["msg"]).rstrip(".")
-    return re.sub(r"^Input should be", "expected", message)
+    return re.sub(r"^\w+ should (?:be|have)", "expected", message)
 
 
 def _nearest_choice(problems: list[ErrorDetails]) -> str | None:
@@ -325,10 +344,28 @@ class _Dumper(yaml.SafeDumper):
     """Writes what `_Loader` reads back."""
 
 
+def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    # Inside single quotes YAML folds line breaks, of which Unicode has more than PyYAML brings back.
+    broken = text.splitlines() not in ([], [text])
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style='"' if broken else None)
+
+
+def _load(text: str) -> Any:
+    """The value of a YAML document.
+
+    Raises:
+        yaml.YAMLError: the text is no YAML, or has a tag that its value does not fit, or is nested too deep.
+    """
+    try:
+        return yaml.load(text, _Loader)
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:  # PyYAML's constructors
+        raise yaml.YAMLError(f"{type(error).__name__}: {error}") from error
+
+
 def _core_schema() -> None:
     patterns = [
         ("tag:yaml.org,2002:bool", r"^(?:true|True|TRUE|false|False|FALSE)$", "tTfF"),
-        ("tag:yaml.org,2002:int", r"^[-+]?(?:0|[1-9][0-9]*|0x[0-9a-fA-F]+)$", "-+0123456789"),
+        ("tag:yaml.org,2002:int", r"^[-+]?(?:0|[1-9][0-9]*|0o[0-7]+|0x[0-9a-fA-F]+)$", "-+0123456789"),
         (
             "tag:yaml.org,2002:float",
             r"^(?:[-+]?(?:\.[0-9]+|[0-9]+\.[0-9]*)(?:[eE][-+]?[0-9]+)?|[-+]?[0-9]+[eE][-+]?[0-9]+"
@@ -344,3 +381,4 @@ def _core_schema() -> None:
 
 
 _core_schema()
+_Dumper.add_representer(str, _represent_text)

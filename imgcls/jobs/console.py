@@ -25,10 +25,14 @@ class Console:
         self._begin = time.monotonic()
 
     def say(self, text: str) -> None:
-        """A line of text."""
-        if not self._quiet:
-            self.clear()
-            print(text, flush=True)
+        """A line of text; a bar stays below it."""
+        if self._quiet:
+            return
+        if self._bar is not None:
+            self._bar.clear()
+        print(text, flush=True)
+        if self._bar is not None:
+            self._bar.refresh()
 
     def count(self, what: str, done: int, total: int) -> None:
         """Progress of a stage that counts images; shown on a terminal only."""

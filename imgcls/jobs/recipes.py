@@ -32,8 +32,8 @@ def diff(a: str, b: str) -> str:
 
 
 def _load(name: str) -> recipes.Recipe:
-    if Path(name).exists() or name in recipes.built_in():
-        return recipes.resolve(name).recipe
+    if Path(name).is_file() or name in recipes.built_in():
+        return recipes.resolve(name, partial=True).recipe
     if len(name) == 32 and all(letter in "0123456789abcdef" for letter in name):
         with artifact(name, "recipe.yaml") as path:
             return recipes.resolve(path).recipe

@@ -1,4 +1,4 @@
-"""Ending a job on Ctrl-C or SIGTERM in order: finish the batch, save, mark the run; and at once when asked again."""
+"""Ending a job on Ctrl-C or a signal in order: finish the batch, save, mark the run; and at once when asked again."""
 
 import os
 import signal
@@ -7,11 +7,13 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType, TracebackType
 from typing import Any
 
-HANDLED = (signal.SIGINT, signal.SIGTERM)
+from imgcls.tracking.run import fail_attached_run
+
+HANDLED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Stopped(BaseException):
@@ -27,27 +29,46 @@ class Stopped(BaseException):
 
 
 class Signals:
-    """While entered, SIGINT and SIGTERM end the job in steps.
+    """While entered, SIGINT, SIGTERM and SIGHUP (a closed terminal; not under `nohup`) end the job in steps.
 
     The first signal raises `Stopped`, or inside `deferred()` only sets `requested`, for the loop to notice. The second
     of the same kind raises `Stopped` at once (`mlflow run` passes a Ctrl-C on as SIGTERM, which is no second request).
-    From `finishing()` on, while the run is being closed, only the third ends the process there and then.
+    From `hold()` to `release()`, while a run is being made, and from `finishing()` on, while it is being closed, only
+    the third ends the process there and then.
+
+    Under `mlflow run`, the job is asked to end when that dies: MLflow leaves its child running when it is killed by
+    SIGTERM, with nobody to close the run. When the job was stopped, the run that `mlflow run` made is KILLED, and so
+    is `mlflow run`, which would mark it as FAILED: MLflow 3.17 does so whatever the child has marked it as, for it
+    looks for the name of the status among the numbers of the final ones.
     """
 
     def __init__(self) -> None:
         self.requested: int | None = None
         self._counts: Counter[int] = Counter()
-        self._deferred = self._finishing = False
+        self._deferred = self._held = self._finishing = False
         self._before: dict[int, Any] = {}
+        self._mlflow_run: Any = None  # its process, above this one
 
     def __enter__(self) -> "Signals":
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._handle) for number in HANDLED}
+            for number in HANDLED:
+                if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
+                    self._before[number] = signal.signal(number, self._handle)
+            self._mlflow_run = _find_mlflow_run()
+        if self._mlflow_run is not None:
+            threading.Thread(target=self._end_with, args=(self._mlflow_run,), daemon=True, name="imgcls-watch").start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if isinstance(error, Stopped):
+            self.finishing()
+            fail_attached_run(str(error), status="KILLED")
+            if self._mlflow_run is not None:
+                with suppress(Exception):  # psutil's, which is imported only where it is needed: it is gone already
+                    self._mlflow_run.terminate()
+        self._mlflow_run = None
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
@@ -59,6 +80,15 @@ class Signals:
             yield
         finally:
             self._deferred = False
+
+    def hold(self) -> None:
+        """Until `release()`, a signal only sets `requested`: what is being made must not be lost half-way."""
+        self._held = True
+
+    def release(self) -> None:
+        """End `hold()`; raises `Stopped` if a signal came since."""
+        self._held = False
+        self.raise_if_requested()
 
     def finishing(self) -> None:
         """From here on the run is being closed, which a signal should not keep from being done."""
@@ -73,12 +103,30 @@ class Signals:
         if self.requested is not None:
             raise Stopped(self.requested)
 
+    def _end_with(self, above: Any) -> None:
+        """Ask this process to end when the one above is gone, unless what ended that has asked this one too."""
+        import psutil
+
+        while self._mlflow_run is not None:
+            try:
+                gone = not above.is_running() or above.status() == psutil.STATUS_ZOMBIE
+            except psutil.Error:
+                gone = True
+            if gone:
+                if not self.stop():
+                    os.kill(os.getpid(), signal.SIGTERM)
+                return
+            time.sleep(0.5)
+
     def _handle(self, number: int, _frame: FrameType | None) -> None:
         self._counts[number] += 1
         again = self._counts[number]
         if again >= 3:
             os._exit(128 + number)
         if self._finishing:
+            return
+        if self._held:
+            self.requested = self.requested or number
             return
         if again == 1 and self.requested is not None:
             return
@@ -92,13 +140,10 @@ class Signals:
         raise Stopped(number)
 
 
-def watch_mlflow_run() -> None:
-    """Where `mlflow run` started this process, ask it to end when `mlflow run` dies.
-
-    MLflow leaves its child running when it is killed by SIGTERM, with nobody to close the run.
-    """
+def _find_mlflow_run() -> Any:
+    """The process of the `mlflow run` that started this one, or None."""
     if "MLFLOW_RUN_ID" not in os.environ:
-        return
+        return None
     import psutil
 
     for parent in psutil.Process().parents():
@@ -107,19 +152,5 @@ def watch_mlflow_run() -> None:
         except psutil.Error:
             continue
         if "mlflow" in words[:3] and "run" in words[:5]:
-            threading.Thread(target=_end_with, args=(parent,), daemon=True, name="imgcls-watch").start()
-            return
-
-
-def _end_with(parent: Any) -> None:
-    import psutil
-
-    while True:
-        try:
-            gone = not parent.is_running() or parent.status() == psutil.STATUS_ZOMBIE
-        except psutil.Error:
-            gone = True
-        if gone:
-            os.kill(os.getpid(), signal.SIGTERM)
-            return
-        time.sleep(0.5)
+            return parent
+    return None

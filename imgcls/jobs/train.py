@@ -2,6 +2,7 @@
 
 import json
 import platform
+import secrets
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -31,7 +32,7 @@ from imgcls.evaluation.metrics import confusion_matrix, per_class_table, summary
 from imgcls.inference.classifier import Classifier
 from imgcls.inference.predict import predict
 from imgcls.jobs.console import Console
-from imgcls.jobs.signals import Signals, Stopped, watch_mlflow_run
+from imgcls.jobs.signals import Signals, Stopped
 from imgcls.models.family import StagedModel, build, num_parameters
 from imgcls.recipe import Recipe, Resolved, resolve
 from imgcls.tables import SPLITS, History, Manifest, Predictions, Row, Split
@@ -113,15 +114,19 @@ def train(
 
 def run_training(resolved: Resolved, console: Console, signals: Signals) -> TrainResult:
     """`train` with its surroundings given."""
-    watch_mlflow_run()
     try:
         prepared = _prepare(resolved, console)
-        run = tracking.start(Path(prepared.recipe.train.output_dir), tags=_tags(prepared))
-    except (Exception, Stopped) as error:
+        signals.hold()
+        run = tracking.start(Path(prepared.recipe.train.output_dir), name=_run_name(prepared), tags=_tags(prepared))
+    except Exception as error:
         console.clear()
-        tracking.fail_attached_run(str(error))
+        tracking.fail_attached_run(_reason(error))
+        raise
+    except Stopped:
+        console.clear()
         raise
     try:
+        signals.release()
         with tracking.system_metrics(run):
             _describe(run, prepared)
             history = _train(run, prepared, console, signals)
@@ -137,9 +142,8 @@ def run_training(resolved: Resolved, console: Console, signals: Signals) -> Trai
     except Exception as error:
         signals.finishing()
         console.clear()
-        reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
         _log_checkpoints(run)
-        _report_end(run, console, run.finish("FAILED", reason), "the run is FAILED")
+        _report_end(run, console, run.finish("FAILED", _reason(error)), "the run is FAILED")
         raise
     result = TrainResult(
         run_id=run.run_id,
@@ -160,6 +164,11 @@ def run_training(resolved: Resolved, console: Console, signals: Signals) -> Trai
         f"best epoch {best['epoch']:.0f}: val acc {best['val/acc']:.4f}, f1 {best['val/f1']:.4f}",
     )
     return result
+
+
+def _reason(error: Exception) -> str:
+    """What a run's tag says of the end."""
+    return str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
 
 
 def _prepare(resolved: Resolved, console: Console) -> _Prepared:
@@ -226,7 +235,7 @@ def _describe(run: TrackedRun, prepared: _Prepared) -> None:
         "recipe.yaml",
     )
     run.log_text(_environment(), "environment.txt")
-    source = str(getattr(recipe.data, "root", recipe.data.source))
+    source = _data_source(recipe)
     profile = {"num_images": len(manifest), "num_classes": len(manifest.classes), **manifest.counts()}
     run.log_dataset(name=Path(source).name, digest=manifest.digest, source=source, profile=profile, context="training")
     columns = ["id", "label", "split", "content"]
@@ -329,7 +338,7 @@ def _log_checkpoints(run: TrackedRun) -> None:
 
 def _report_end(run: TrackedRun, console: Console, complete: bool, headline: str) -> None:
     console.say(headline)
-    console.say(f"run {run.run_id} in {run.store.uri}")
+    console.say(f"run {run.where}")
     if not complete:
         console.say(
             f"{run.num_unsent} writes could not be sent to {run.store.uri}; they wait in {run.folder}. When the server "
@@ -337,6 +346,15 @@ def _report_end(run: TrackedRun, console: Console, complete: bool, headline: str
         )
     else:
         console.say("next: imgcls ui    (curves, tables and the model of this run, beside other runs)")
+
+
+def _run_name(prepared: _Prepared) -> str:
+    """Family and data, and letters that tell runs of both apart; MLflow's own names say nothing."""
+    return f"{prepared.recipe.model.family}-{Path(_data_source(prepared.recipe)).name}-{secrets.token_hex(2)}"
+
+
+def _data_source(recipe: Recipe) -> str:
+    return str(getattr(recipe.data, "root", recipe.data.source))
 
 
 def _tags(prepared: _Prepared) -> dict[str, str]:

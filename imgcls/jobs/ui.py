@@ -4,12 +4,13 @@ import os
 import sys
 import webbrowser
 
+from imgcls.jobs.signals import Signals
 from imgcls.tracking import ui
 
 
 def run(port: int, *, open_browser: bool) -> None:
     """Serve the tracking store until Ctrl-C, or where it is a server already, only say where to look."""
-    with ui.server(port) as (base, process):
+    with Signals(), ui.server(port) as (base, process):
         link = ui.runs_link(base, ui.experiment_id(base))
         print(link, flush=True)
         if open_browser and _has_desktop():

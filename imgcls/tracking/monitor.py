@@ -15,14 +15,15 @@ class Monitor:
 
     Args:
         run_id: the run.
+        uri: the store that the run is in.
         log: takes the metrics and the number of the sample.
     """
 
-    def __init__(self, run_id: str, log: Callable[[Mapping[str, float], int], None]) -> None:
+    def __init__(self, run_id: str, uri: str, log: Callable[[Mapping[str, float], int], None]) -> None:
         from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
         logging.getLogger("mlflow.system_metrics").setLevel(logging.ERROR)
-        self._source: Any = SystemMetricsMonitor(run_id)  # type: ignore[no-untyped-call]
+        self._source: Any = SystemMetricsMonitor(run_id, tracking_uri=uri)  # type: ignore[no-untyped-call]
         self._log = log
         self._interval = float(os.environ.get("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL") or INTERVAL)
         self._done = threading.Event()

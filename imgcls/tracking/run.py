@@ -24,10 +24,12 @@ Operation = dict[str, Any]
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
 RETRY_SECONDS = 5.0
+WAIT_FACTOR = 10.0
 GRACE_SECONDS = 15.0
 SPOOL = "unsent.jsonl"
 MOST_PARAM_CHARS = 6000
 BATCH = 100
+_REASON_TAGS: dict[Status, str] = {"FAILED": "imgcls.error", "KILLED": "imgcls.stopped_by"}
 
 
 class TrackedRun:
@@ -44,12 +46,20 @@ class TrackedRun:
         self._lock = threading.RLock()
         self._unsent: list[Operation] = []
         self._next_try = 0.0
+        self._ended = False
         folder.mkdir(parents=True, exist_ok=True)
 
     @property
     def experiment_id(self) -> str:
         """The id of the run's experiment."""
         return self.store.experiment_id
+
+    @property
+    def where(self) -> str:
+        """Where to find the run: its page where the store is a server, else its id and the store."""
+        if self.store.uri.startswith(("http://", "https://")):
+            return f"{self.store.uri.rstrip('/')}/#/experiments/{self.experiment_id}/runs/{self.run_id}"
+        return f"{self.run_id} in {self.store.uri}"
 
     @property
     def num_unsent(self) -> int:
@@ -106,8 +116,10 @@ class TrackedRun:
     def finish(self, status: Status, reason: str | None = None) -> bool:
         """End the run; True if all of it is in the store, False if operations wait in the work folder."""
         if reason is not None:
-            self.set_tags({"imgcls.error" if status == "FAILED" else "imgcls.stopped_by": reason})
-        self._write({"op": "end", "status": status, "time": int(time.time() * 1000)})
+            self.set_tags({_REASON_TAGS[status]: reason})
+        with self._lock:
+            self._write({"op": "end", "status": status, "time": int(time.time() * 1000)})
+            self._ended = True
         deadline = time.monotonic() + GRACE_SECONDS
         while self._unsent and time.monotonic() < deadline:
             time.sleep(0.5)
@@ -120,10 +132,13 @@ class TrackedRun:
 
     def _write(self, operation: Operation) -> None:
         with self._lock:
+            if self._ended:  # a last system metric, from a thread that the end of the job did not wait for
+                return
             if self._unsent:
                 self._keep(operation)
                 self._resend()
                 return
+            begin = time.monotonic()
             try:
                 apply(self.store, self.run_id, self.folder, operation)
             except Exception as error:  # whatever the store raises: training is worth more than its record
@@ -133,18 +148,24 @@ class TrackedRun:
                     file=sys.stderr,
                 )
                 self._keep(operation)
-                self._next_try = time.monotonic() + RETRY_SECONDS
+                self._wait_after(begin)
 
     def _keep(self, operation: Operation) -> None:
         self._unsent.append(operation)
         _save_spool(self.folder, self.store.uri, self.run_id, self._unsent)
 
+    def _wait_after(self, begin: float) -> None:
+        """No try soon after one that began then: a server that hangs until a timeout must not hold training up."""
+        now = time.monotonic()
+        self._next_try = now + max(RETRY_SECONDS, WAIT_FACTOR * (now - begin))
+
     def _resend(self, *, force: bool = False) -> None:
         with self._lock:
             if not force and time.monotonic() < self._next_try:
                 return
+            begin = time.monotonic()
             sent = _send_all(self.store, self.run_id, self.folder, self._unsent)
-            self._next_try = time.monotonic() + RETRY_SECONDS
+            self._wait_after(begin)
             if not self._unsent and sent:
                 (self.folder / SPOOL).unlink(missing_ok=True)
                 print(f"imgcls: {self.store.uri} answers again; all that waited was sent", file=sys.stderr)
@@ -152,11 +173,12 @@ class TrackedRun:
                 _save_spool(self.folder, self.store.uri, self.run_id, self._unsent)
 
 
-def start(output_dir: Path, *, tags: Mapping[str, str]) -> TrackedRun:
+def start(output_dir: Path, *, name: str, tags: Mapping[str, str]) -> TrackedRun:
     """Attach to the run that `mlflow run` made (MLFLOW_RUN_ID), or make one.
 
     Args:
         output_dir: the run's work folder is made in it.
+        name: the run's name, if it is made here.
         tags: set on the run beside MLflow's own (user, source, git commit).
 
     Raises:
@@ -164,29 +186,33 @@ def start(output_dir: Path, *, tags: Mapping[str, str]) -> TrackedRun:
     """
     store = connect()
     _check_writable(output_dir)
-    run_id = os.environ.pop("MLFLOW_RUN_ID", None)
+    run_id = os.environ.get("MLFLOW_RUN_ID")
     if run_id is None:
         from mlflow.tracking.context.registry import resolve_tags
 
         logging.getLogger("mlflow.tracking.context").setLevel(logging.ERROR)
         try:
-            run_id = store.client.create_run(store.experiment_id, tags=resolve_tags(dict(tags))).info.run_id
+            every_tag = resolve_tags(dict(tags))
+            run_id = store.client.create_run(store.experiment_id, tags=every_tag, run_name=name).info.run_id
         except Exception as error:
+            with contextlib.suppress(OSError):  # it holds other runs' files
+                output_dir.rmdir()
             raise UserError(f"the tracking store {store.uri} takes no new run: {_reason(error)}") from error
-    run = TrackedRun(store, run_id, output_dir / run_id)
+    run = TrackedRun(store, run_id, (output_dir / run_id).absolute())
+    os.environ.pop("MLFLOW_RUN_ID", None)  # the next run of this process is another one
     run.set_tags(tags)
     return run
 
 
-def fail_attached_run(reason: str) -> None:
-    """Mark the run that `mlflow run` made for this process as FAILED with the reason, if it made one."""
+def fail_attached_run(reason: str, *, status: Status = "FAILED") -> None:
+    """Mark the run that `mlflow run` made for this process as FAILED or KILLED, with the reason, if it made one."""
     run_id = os.environ.pop("MLFLOW_RUN_ID", None)
     if run_id is None:
         return
     with contextlib.suppress(Exception):  # the store may be what failed; the error itself is already on its way
         store = connect()
-        store.client.set_tag(run_id, "imgcls.error", reason[:5000])
-        store.client.set_terminated(run_id, "FAILED")
+        store.client.set_tag(run_id, _REASON_TAGS[status], reason[:5000])
+        store.client.set_terminated(run_id, status)
 
 
 def upload(folder: Path) -> tuple[str, int]:
@@ -289,9 +315,10 @@ def _check_writable(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         probe.write_bytes(b"x")
         probe.unlink()
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        reason = getattr(error, "strerror", None) or error
         raise UserError(
-            f"train.output_dir {str(folder)!r} cannot be written: {error.strerror}. Expected a folder for checkpoints; "
+            f"train.output_dir {str(folder)!r} cannot be written: {reason}. Expected a folder for checkpoints; "
             "mend its permissions or set train.output_dir to another."
         ) from error
 
@@ -319,7 +346,7 @@ def system_metrics(run: TrackedRun) -> Iterator[None]:
         return
     from imgcls.tracking.monitor import Monitor
 
-    monitor = Monitor(run.run_id, lambda metrics, step: run.log_metrics(metrics, step=step))
+    monitor = Monitor(run.run_id, run.store.uri, lambda metrics, step: run.log_metrics(metrics, step=step))
     monitor.start()
     try:
         yield

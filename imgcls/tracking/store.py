@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import sqlite3
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -14,18 +15,20 @@ from typing import Any
 from imgcls.errors import UserError
 
 DEFAULT_URI = "sqlite:///mlflow.db"
-# MLflow's own defaults let one call to a dead server block for four minutes, and draw a bar for every artifact.
+# MLflow's own defaults let one call to a dead server block for four minutes, draw a bar for every artifact, and print a
+# link at the end of a run even where nothing is to be printed.
 _MLFLOW_SETTINGS = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
 
 
 def tracking_uri() -> str:
-    """MLFLOW_TRACKING_URI, or the SQLite store in the current directory."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
+    """MLFLOW_TRACKING_URI, or the SQLite store in the current directory (absolute: MLflow caches stores by address)."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path('mlflow.db').absolute()}"
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,8 @@ def connect() -> Store:
     uri = tracking_uri()
     if uri.startswith(("http://", "https://")):
         _ping(uri)
+    elif uri.startswith("sqlite:///"):
+        _open_sqlite(uri)
     for name, value in _MLFLOW_SETTINGS.items():
         os.environ.setdefault(name, value)
     for noisy in ("alembic", "mlflow.store.db.utils"):
@@ -67,10 +72,7 @@ def connect() -> Store:
     except UserError:
         raise
     except Exception as error:  # the store's own errors: SQLAlchemy's, the file system's, MLflow's
-        raise UserError(
-            f"the tracking store {uri} cannot be used: {_first_line(error)}. Expected an MLflow server's address or a "
-            f"database that can be written; mend it, or set MLFLOW_TRACKING_URI to another (default {DEFAULT_URI})."
-        ) from error
+        raise _unusable(uri, error) from error
 
 
 def _ping(uri: str) -> None:
@@ -87,17 +89,47 @@ def _ping(uri: str) -> None:
         ) from error
 
 
+def _open_sqlite(uri: str) -> None:
+    """Fail at once where MLflow would try for 100 s, with a warning for each try."""
+    path = Path(uri.removeprefix("sqlite:///").partition("?")[0])
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.closing(sqlite3.connect(path)) as database:
+            database.execute("pragma schema_version")
+    except (OSError, sqlite3.Error) as error:
+        raise _unusable(uri, error) from error
+
+
+def _unusable(uri: str, error: Exception) -> UserError:
+    return UserError(
+        f"the tracking store {uri} cannot be used: {_first_line(error)}. Expected an MLflow server's address or a "
+        f"database that can be written; mend it, or set MLFLOW_TRACKING_URI to another (default {DEFAULT_URI})."
+    )
+
+
 def _experiment_id(client: Any) -> str:
     if run_id := os.environ.get("MLFLOW_RUN_ID"):
-        return str(client.get_run(run_id).info.experiment_id)
+        try:
+            return str(client.get_run(run_id).info.experiment_id)
+        except Exception as error:
+            raise UserError(
+                f"MLFLOW_RUN_ID is {run_id}, but: {_first_line(error)}. Expected a run of the store; unset it, "
+                "or set MLFLOW_TRACKING_URI to the store that the run is in."
+            ) from error
     if given := os.environ.get("MLFLOW_EXPERIMENT_ID"):
-        experiment = client.get_experiment(given)
+        try:
+            experiment = client.get_experiment(given)
+        except Exception as error:
+            raise UserError(
+                f"MLFLOW_EXPERIMENT_ID is {given}, but: {_first_line(error)}. Expected an experiment of the tracking "
+                "store; unset it for `Default`, or set MLFLOW_EXPERIMENT_NAME, which makes one that is missing."
+            ) from error
     elif name := os.environ.get("MLFLOW_EXPERIMENT_NAME"):
         experiment = client.get_experiment_by_name(name)
         if experiment is None:
             return str(client.create_experiment(name))
     else:
-        return "0"
+        experiment = client.get_experiment("0")
     if experiment.lifecycle_stage != "active":
         raise UserError(
             f"the experiment {experiment.name!r} is deleted; restore it (mlflow experiments restore -x "

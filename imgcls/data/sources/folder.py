@@ -31,7 +31,10 @@ class FolderConfig(DataConfig):
     @field_validator("root")
     @classmethod
     def _absolute(cls, root: str) -> str:
-        return str(Path(root).expanduser().absolute())
+        try:
+            return str(Path(root).expanduser().absolute())
+        except RuntimeError as error:  # ~name of nobody
+            raise ValueError(f"{error} Expected a path; write it out") from error
 
 
 def scan_folder(config: FolderConfig) -> Manifest:

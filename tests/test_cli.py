@@ -1,0 +1,252 @@
+"""The command line: how words are split, what the small verbs print, and the exit codes."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+from click.testing import CliRunner, Result
+
+import imgcls
+from imgcls import cli as cli_module
+from imgcls.cli import cli, main, parse_words
+from imgcls.errors import UserError
+
+DIGITS = """\
+data:
+  source: digits
+  val_fraction: 0.2
+  test_fraction: 0.2
+  split_seed: 0
+  channels: 1
+  num_workers: auto
+  memory_budget_mb: 2048
+augment:
+  image_size: 16
+  preset: light
+  horizontal_flip: false
+  normalize: dataset
+model:
+  family: plaincnn
+  num_blocks: 3
+  channels: 24
+  kernel_size: 3
+  dropout: 0.2
+optim:
+  optimizer: adamw
+  lr: 0.003
+  weight_decay: 0.02
+  momentum: 0.9
+  nesterov: false
+  schedule: cosine
+  warmup_epochs: 1.0
+  final_lr_ratio: 0.0
+train:
+  epochs: 25
+  batch_size: 64
+  seed: 0
+  device: auto
+  precision: auto
+  monitor: val/acc
+  patience: null
+  output_dir: outputs
+evaluate:
+  top_k: 3
+"""
+
+
+def run(*words: str) -> Result:
+    return CliRunner().invoke(cli, words, catch_exceptions=False)
+
+
+def exit_code(monkeypatch: pytest.MonkeyPatch, *words: str) -> object:
+    """The exit code of the whole program with these words."""
+    monkeypatch.setattr(sys, "argv", ["imgcls", *words])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    return ended.value.code
+
+
+@pytest.mark.parametrize(
+    ("words", "recipe", "texts"),
+    [
+        ([], None, {}),
+        (["mine.yaml"], "mine.yaml", {}),
+        (["--optim.lr", "0.1"], None, {"optim.lr": "0.1"}),
+        (["--optim.lr=0.1", "mine.yaml"], "mine.yaml", {"optim.lr": "0.1"}),
+        (["--optim.lr", "-1"], None, {"optim.lr": "-1"}),
+        (["--optim.lr", "--x.y"], None, {"optim.lr": "--x.y"}),
+        (["--data.root=/a=b", "--train.seed", ""], None, {"data.root": "/a=b", "train.seed": ""}),
+        (["--optim.lr="], None, {"optim.lr": ""}),
+        (["a b", "--data.root", "my photos"], "a b", {"data.root": "my photos"}),
+    ],
+)
+def test_words_are_a_recipe_and_fields_in_any_order(
+    words: list[str], recipe: str | None, texts: dict[str, str]
+) -> None:
+    assert parse_words(tuple(words)) == (recipe, texts)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--lr", "1"], "unknown option --lr; expected --section.field VALUE, such as --optim.lr 0.01."),
+        (["--"], "unknown option --; expected --section.field VALUE, such as --optim.lr 0.01."),
+        (["-x"], "unknown option -x; expected --section.field VALUE, such as --optim.lr 0.01."),
+        (["--optim.lr"], "--optim.lr has no value; expected --optim.lr VALUE."),
+        (["--a.b", "1", "--a.b=2"], "--a.b is given twice: '1' and '2'. Give it once."),
+        (["a", "b"], "found two recipes, 'a' and 'b'; expected one. Fields begin with --."),
+    ],
+)
+def test_words_that_do_not_fit_are_an_error(words: list[str], message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        parse_words(tuple(words))
+    assert str(caught.value) == message
+
+
+def test_version_is_printed() -> None:
+    assert (run("--version").output, run("--version").exit_code) == (f"imgcls, version {imgcls.__version__}\n", 0)
+
+
+def test_help_names_every_verb() -> None:
+    result = run("-h")
+    assert result.exit_code == 0
+    assert [name for name in cli.commands if f"\n  {name} " not in result.output] == []
+
+
+def test_recipe_show_prints_every_field() -> None:
+    assert (run("recipe", "show").output, run("recipe", "show", "digits").output) == (DIGITS, DIGITS)
+
+
+def test_recipe_show_takes_overrides_and_tells_what_they_left_out() -> None:
+    result = run("recipe", "show", "--model.family", "resnet18", "--optim.lr=1e-2", "--train.patience", "4")
+    note = "# note: model.family is now resnet18, which has no model.num_blocks, model.channels: left out\n"
+    expected = DIGITS.replace(
+        "  family: plaincnn\n  num_blocks: 3\n  channels: 24\n  kernel_size: 3\n", "  family: resnet18\n"
+    )
+    expected = expected.replace("lr: 0.003", "lr: 0.01").replace("patience: null", "patience: 4")
+    assert (result.output, result.exit_code) == (note + expected, 0)
+
+
+def test_what_recipe_show_prints_is_a_recipe() -> None:
+    Path("mine.yaml").write_text(run("recipe", "show", "--model.family", "resnet18").output)
+    assert run("recipe", "diff", "mine.yaml", "mine.yaml").output == "no difference\n"
+    assert (
+        run("recipe", "show", "mine.yaml").output
+        == run("recipe", "show", "--model.family=resnet18").output.split("\n", 1)[1]
+    )
+
+
+def test_recipe_diff_prints_a_table() -> None:
+    Path("a.yaml").write_text("optim: {lr: 0.1}\ntrain: {epochs: 5}\n")
+    Path("b.yaml").write_text("optim: {lr: 0.25}\ntrain: {epochs: 5, patience: 2}\nmodel: {family: resnet18}\n")
+    result = run("recipe", "diff", "a.yaml", "b.yaml")
+    assert result.exit_code == 0
+    assert result.output == (
+        "field              a.yaml    b.yaml\n"
+        "model.family       plaincnn  resnet18\n"
+        "model.num_blocks   3         -\n"
+        "model.channels     32        -\n"
+        "model.kernel_size  3         -\n"
+        "model.dropout      0.2       0.0\n"
+        "optim.lr           0.1       0.25\n"
+        "train.patience     -         2\n"
+    )
+
+
+def test_recipe_diff_takes_a_recipe_that_waits_for_a_root() -> None:
+    lines = run("recipe", "diff", "digits", "folder").output.splitlines()
+    assert lines[:2] == ["field                    digits    folder", "data.source              digits    folder"]
+
+
+def test_recipe_schema_is_json() -> None:
+    import json
+
+    from imgcls.recipe import json_schema
+
+    assert run("recipe", "schema").output == json.dumps(json_schema(), indent=2) + "\n"
+
+
+def test_an_unknown_command_is_an_error_that_names_it() -> None:
+    result = run("tarin")
+    assert result.exit_code == 2
+    assert "No such command 'tarin'" in result.stderr
+
+
+@pytest.mark.parametrize("port", ["0", "70000", "x"])
+def test_a_port_out_of_range_is_an_error(port: str) -> None:
+    result = run("ui", "--port", port)
+    assert result.exit_code == 2
+    assert "--port" in result.stderr
+
+
+# --- main
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (["--version"], 0),
+        (["recipe", "show", "-h"], 0),
+        (["tarin"], 2),
+        (["recipe", "diff", "a"], 2),
+        (["train", "a", "b"], 2),
+    ],
+)
+def test_main_ends_with_the_exit_code_of_what_happened(
+    words: list[str], code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert exit_code(monkeypatch, *words) == code
+
+
+@pytest.mark.parametrize("words", [["--debug", "train", "a", "b"], ["train", "a", "b", "--debug"]])
+def test_main_shows_a_traceback_where_debug_is_given_before_or_behind_the_verb(
+    words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert exit_code(monkeypatch, *words) == 2
+    captured = capsys.readouterr().err
+    assert captured.startswith("Traceback")
+    assert captured.endswith("\nimgcls: error: found two recipes, 'a' and 'b'; expected one. Fields begin with --.\n")
+
+
+class _Stopped(BaseException):
+    signum = 15
+
+
+@pytest.mark.parametrize(
+    ("error", "code"), [(KeyboardInterrupt(), 130), (click.Abort(), 130), (_Stopped(), 143), (SystemExit(3), 3)]
+)
+def test_main_turns_a_stop_into_its_exit_code(error: BaseException, code: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(*_args: Any, **_options: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(cli_module.cli, "main", stop)
+    assert exit_code(monkeypatch) == code
+
+
+def test_main_lets_a_bug_keep_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_args: Any, **_options: Any) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(cli_module.cli, "main", fail)
+    monkeypatch.setattr(sys, "argv", ["imgcls"])
+    with pytest.raises(ZeroDivisionError):
+        main()
+
+
+def test_a_training_whose_run_is_not_complete_ends_with_3(monkeypatch: pytest.MonkeyPatch) -> None:
+    import imgcls.jobs.train as job
+
+    class Result:
+        unsent = Path("outputs")
+
+    given: list[Any] = []
+
+    def run_training(resolved: Any, *_rest: Any) -> type[Result]:
+        given.append(resolved.recipe.optim.lr)
+        return Result
+
+    monkeypatch.setattr(job, "run_training", run_training)
+    assert exit_code(monkeypatch, "train", "--optim.lr", "1e-2") == 3
+    assert given == [0.01]

@@ -1,0 +1,190 @@
+"""The logged model inside MLflow's own store; tests/e2e/test_model.py loads one where imgcls is not installed."""
+
+import base64
+import io
+from contextlib import suppress
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+from imgcls.data.augment import Preprocessing
+from imgcls.inference.classifier import Classifier
+from imgcls.models.family import build
+from imgcls.models.plaincnn import PlainCNNConfig
+from imgcls.tracking.model import MODEL_NAME, log_model, requirements
+from imgcls.tracking.store import Store, connect
+
+# MLflow's own models of its tables, read when its SQL store is first opened.
+pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning")
+
+CLASSES = ("ant", "bee", "cat")
+
+
+@pytest.fixture(scope="module")
+def classifier() -> Classifier:
+    torch.manual_seed(0)
+    config = PlainCNNConfig(num_blocks=1, channels=4)
+    module = build(config, num_classes=3, in_channels=3, image_size=8).eval()
+    return Classifier(module, config, Preprocessing(3, 8, (0.5,) * 3, (0.25,) * 3), CLASSES, 2)
+
+
+@pytest.fixture(scope="module")
+def saved(classifier: Classifier, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("classifier")
+    classifier.save(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def folder_of_the_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("store")
+
+
+@pytest.fixture
+def store(folder_of_the_store: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
+    monkeypatch.chdir(folder_of_the_store)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder_of_the_store}/runs.db")
+    return connect()
+
+
+def models(store: Store, run_id: str) -> list[Any]:
+    experiment_id = store.client.get_run(run_id).info.experiment_id
+    found = store.client.search_logged_models([experiment_id], filter_string=f"source_run_id = '{run_id}'")
+    return list(found)
+
+
+def new_run(store: Store, experiment: str) -> str:
+    known = store.client.get_experiment_by_name(experiment)
+    experiment_id = known.experiment_id if known else store.client.create_experiment(experiment)
+    run_id: str = store.client.create_run(experiment_id).info.run_id
+    store.client.set_terminated(run_id)
+    return run_id
+
+
+@pytest.fixture
+def python_model(saved: Path) -> Any:
+    from imgcls.tracking.pyfunc import ImageClassifier
+
+    model = ImageClassifier()
+    model.load_context(SimpleNamespace(artifacts={"classifier": str(saved)}))
+    return model
+
+
+def pictures(number: int = 4) -> list[np.ndarray[Any, np.dtype[np.uint8]]]:
+    generator = np.random.default_rng(1)
+    return [generator.integers(0, 256, (9, 11, 3)).astype(np.uint8) for _ in range(number)]
+
+
+def png(pixels: np.ndarray[Any, np.dtype[np.uint8]]) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
+def test_the_model_goes_to_the_experiment_of_its_run_and_not_to_the_process_own(store: Store, saved: Path) -> None:
+    run_id = new_run(store, "of the run")
+    log_model(store.client, run_id, saved, top_k=2)
+    [model] = models(store, run_id)
+    assert (model.name, str(model.status)) == (MODEL_NAME, "READY")
+    [output] = store.client.get_run(run_id).outputs.model_outputs
+    assert output.model_id == model.model_id
+
+
+def test_a_complete_model_is_not_logged_again(store: Store, saved: Path) -> None:
+    run_id = new_run(store, "twice")
+    log_model(store.client, run_id, saved, top_k=2)
+    [first] = models(store, run_id)
+    log_model(store.client, run_id, saved, top_k=2)
+    assert [model.model_id for model in models(store, run_id)] == [first.model_id]
+
+
+@pytest.mark.parametrize(
+    "step", ["create_logged_model", "log_model_artifacts", "log_outputs", "log_batch", "finalize_logged_model"]
+)
+@pytest.mark.parametrize("done", [False, True], ids=["before it was done", "after it was done"])
+def test_a_model_that_was_cut_off_at_any_step_is_completed(
+    step: str, done: bool, store: Store, saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_id = new_run(store, "cut off")
+    store.client.log_metric(run_id, "best/val_acc", 0.5)
+    real = getattr(store.client, step)
+
+    def refuse(*args: Any, **kwargs: Any) -> None:
+        if done:
+            real(*args, **kwargs)
+        raise ConnectionError("gone in the middle")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(store.client, step, refuse)
+        for _ in range(2):
+            with suppress(ConnectionError):  # a step that was done is not tried again
+                log_model(store.client, run_id, saved, top_k=2)
+    log_model(store.client, run_id, saved, top_k=2)
+    [model] = models(store, run_id)
+    assert str(model.status) == "READY"
+    outputs = store.client.get_run(run_id).outputs.model_outputs
+    assert [output.model_id for output in outputs] == [model.model_id]
+    assert [(metric.key, metric.value) for metric in model.metrics] == [("best/val_acc", 0.5)]
+    assert len(store.client.get_metric_history(run_id, "best/val_acc")) == 1
+
+
+def test_the_requirements_are_pinned_to_what_is_installed_without_a_local_version() -> None:
+    lines = requirements()
+    assert f"torch=={torch.__version__.split('+')[0]}" in lines
+    assert all(line.count("==") == 1 and "+" not in line for line in lines)
+    assert not any(line.startswith("imgcls") for line in lines)
+
+
+def test_bytes_text_and_pixels_give_the_same_table(python_model: Any, classifier: Classifier) -> None:
+    images = pictures()
+    probs = classifier.probabilities(images)
+    encoded = [png(image) for image in images]
+    kinds: list[list[Any]] = [
+        encoded,
+        [bytearray(data) for data in encoded],
+        [base64.b64encode(data).decode() for data in encoded],
+        list(images),
+        [image.tolist() for image in images],
+    ]
+    for cells in kinds:
+        table = python_model.predict(None, pd.DataFrame({"image": pd.Series(cells, dtype=object)}))
+        assert list(table.columns) == ["label", "probability", "top_labels", "top_probabilities"]
+        assert table["label"].tolist() == [CLASSES[k] for k in probs.argmax(1)]
+        np.testing.assert_allclose(table["probability"], probs.max(1), atol=1e-6)
+        np.testing.assert_allclose(np.stack(table["top_probabilities"]), -np.sort(-probs, axis=1)[:, :2], atol=1e-6)
+        assert [row[0] for row in table["top_labels"]] == table["label"].tolist()
+        assert {len(row) for row in table["top_labels"]} == {2}
+
+
+def test_a_batch_of_arrays_is_a_batch_of_images(python_model: Any) -> None:
+    images = pictures()
+    one = python_model.predict(None, {"image": np.stack(images)})
+    other = python_model.predict(None, pd.DataFrame({"image": pd.Series(images, dtype=object)}))
+    pd.testing.assert_frame_equal(one, other)
+
+
+def test_no_images_give_no_rows(python_model: Any) -> None:
+    assert len(python_model.predict(None, pd.DataFrame({"image": pd.Series([], dtype=object)}))) == 0
+
+
+@pytest.mark.parametrize(
+    ("cell", "message"),
+    [
+        ("not base64!", "an image given as text must be base64"),
+        (np.zeros((4, 4, 4), np.uint8), r"the shape \(H, W\), \(H, W, 1\) or \(H, W, 3\), found \(4, 4, 4\)"),
+        (np.zeros(4, np.uint8), r"found \(4,\)"),
+        (np.full((4, 4), 0.5), "pixels must be integers from 0 to 255, found float64"),
+        (np.full((4, 4), 256), "pixels must be integers from 0 to 255, found int64"),
+        (b"no image", "cannot be decoded|not a"),
+        (b"", "empty"),
+    ],
+)
+def test_what_is_no_image_is_an_error_that_says_so(python_model: Any, cell: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        python_model.predict(None, pd.DataFrame({"image": pd.Series([cell], dtype=object)}))
