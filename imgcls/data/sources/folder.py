@@ -108,8 +108,9 @@ def _split_folders(root: Path) -> list[tuple[str, Path]]:
     if "train" not in named or (others and not {"val", "test"} & set(named)):
         return [("", root)]
     if others:
+        like = [entry.name for split, entry in splits if split]
         raise UserError(
-            f"data.root {root} has folders named like splits ({_some([entry.name for split, entry in splits if split])}) "
+            f"data.root {root} has folders named like splits ({_some(like)}) "
             f"beside others ({_some(others)}); expected either one folder a class, or train, val and test alone. Move "
             "or rename the others."
         )
