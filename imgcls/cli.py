@@ -37,8 +37,8 @@ def train(words: tuple[str, ...]) -> None:
     imgcls train --data.root photos/ --train.epochs 10
     imgcls train experiments/digits.yaml --optim.lr 1e-3
 
-    Exit codes: 0 done, 2 a mistake to mend, 3 done but not all could be sent to the tracking server, 130 and 143
-    stopped by Ctrl-C and SIGTERM.
+    Exit codes: 0 done, 2 a mistake to mend, 3 done but not all could be sent to the tracking server, 130, 143
+    and 129 stopped by Ctrl-C, SIGTERM and a closed terminal.
     """
     from imgcls.jobs.signals import Signals
     from imgcls.tracking.run import fail_attached_run

@@ -3,6 +3,7 @@
 import json
 import platform
 import secrets
+import shlex
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -342,7 +343,7 @@ def _report_end(run: TrackedRun, console: Console, complete: bool, headline: str
     if not complete:
         console.say(
             f"{run.num_unsent} writes could not be sent to {run.store.uri}; they wait in {run.folder}. When the server "
-            f"answers again: imgcls upload {run.folder}"
+            f"answers again: imgcls upload {shlex.quote(str(run.folder))}"
         )
     else:
         console.say("next: imgcls ui    (curves, tables and the model of this run, beside other runs)")

@@ -1,7 +1,7 @@
 """Logging a saved classifier as MLflow's model of a run: code-based pyfunc, weights without pickle."""
 
 import warnings
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -16,8 +16,17 @@ REQUIREMENTS = (
 
 
 def requirements() -> list[str]:
-    """The pinned packages that a logged model needs, as pip requirements."""
-    return [f"{name}=={version(name).split('+')[0]}" for name in REQUIREMENTS]
+    """The packages that a logged model needs, as pip requirements pinned to what is installed.
+
+    One that is installed under another name (opencv-python, say) is named without a version.
+    """
+    pinned = []
+    for name in REQUIREMENTS:
+        try:
+            pinned.append(f"{name}=={version(name).split('+')[0]}")
+        except PackageNotFoundError:
+            pinned.append(name)
+    return pinned
 
 
 def log_model(client: Any, run_id: str, folder: Path, *, top_k: int) -> None:

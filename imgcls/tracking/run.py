@@ -9,12 +9,15 @@ import json
 import logging
 import os
 import shutil
+import socket
 import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
+
+import psutil
 
 from imgcls.errors import UserError
 from imgcls.tracking.model import log_model
@@ -218,8 +221,10 @@ def fail_attached_run(reason: str, *, status: Status = "FAILED") -> None:
 def upload(folder: Path) -> tuple[str, int]:
     """Send what waits in a run's work folder; returns the run id and how many operations were sent.
 
+    Where the job was killed before it could end its run, the run is marked KILLED.
+
     Raises:
-        UserError: the folder is not one that waits, or the store still does not take it.
+        UserError: the folder is not one that waits, its job is still running, or the store still does not take it.
     """
     try:
         lines = (folder / SPOOL).read_text(encoding="utf-8").splitlines()
@@ -229,8 +234,16 @@ def upload(folder: Path) -> tuple[str, int]:
             f"{folder} holds nothing to upload: {error}. Expected the folder named at the end of a run whose "
             f"tracking server was down, with a file {SPOOL}."
         ) from error
+    if about["host"] == socket.gethostname() and about["pid"] != os.getpid() and psutil.pid_exists(about["pid"]):
+        raise UserError(
+            f"the job that writes to {folder} is still running (process {about['pid']}); it sends what waits by "
+            "itself. Wait for its end."
+        )
     os.environ["MLFLOW_TRACKING_URI"] = about["uri"]
     store, total = connect(), len(unsent)
+    if all(operation["op"] != "end" for operation in unsent):
+        unsent.append({"op": "tags", "tags": {_REASON_TAGS["KILLED"]: "killed while its tracking server was down"}})
+        unsent.append({"op": "end", "status": "KILLED", "time": int(time.time() * 1000)})
     errors: list[Exception] = []
     _send_all(store, about["run_id"], folder, unsent, errors)
     if unsent:
@@ -261,7 +274,8 @@ def _send_all(
 
 
 def _save_spool(folder: Path, uri: str, run_id: str, unsent: Sequence[Operation]) -> None:
-    lines = [json.dumps({"uri": uri, "run_id": run_id}), *(json.dumps(operation) for operation in unsent)]
+    about = {"uri": uri, "run_id": run_id, "pid": os.getpid(), "host": socket.gethostname()}
+    lines = [json.dumps(about), *(json.dumps(operation) for operation in unsent)]
     temporary = folder / (SPOOL + ".tmp")
     temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
     temporary.replace(folder / SPOOL)

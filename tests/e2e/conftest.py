@@ -226,8 +226,11 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Runs:
 
 
 @pytest.fixture(autouse=True)
-def _no_run_is_left_running(store: Runs) -> Iterator[None]:
+def _no_run_is_left_running(request: pytest.FixtureRequest) -> Iterator[None]:
     yield
+    if "store" not in request.fixturenames:  # making one takes seconds
+        return
+    store: Runs = request.getfixturevalue("store")
     experiments = [experiment.experiment_id for experiment in store.client.search_experiments()]
     assert store.client.search_runs(experiments, "attributes.status = 'RUNNING'") == []
 
@@ -287,6 +290,7 @@ class Finished:
         out: what it printed on stdout.
         err: what it printed on stderr.
         folder: where it ran.
+        commit: of the checkout when it started.
         run: its run.
         runs: the store of the run.
     """
@@ -295,6 +299,7 @@ class Finished:
     out: str
     err: str
     folder: Path
+    commit: str
     run: Any
     runs: Runs
 
@@ -303,6 +308,9 @@ class Finished:
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     """`imgcls train digits --train.epochs 2` in an empty folder, with no variable set: what a newcomer types."""
     folder = tmp_path_factory.mktemp("digits") / "work"
+    head = subprocess.run(
+        ["git", "-C", str(CHECKOUT), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+    )
     child = Child(imgcls("train", "digits", "--train.epochs", "2"), folder)
     try:
         code = child.wait()
@@ -310,4 +318,4 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Finished:
         child.end()
     assert code == 0, child.err
     runs = open_runs(f"sqlite:///{folder}/mlflow.db")
-    return Finished(code, child.out, child.err, folder, runs.only("Default"), runs)
+    return Finished(code, child.out, child.err, folder, head.stdout.strip(), runs.only("Default"), runs)

@@ -179,7 +179,7 @@ with module.Signals() as signals:
         end = time.monotonic() + 30
         while not signals.stop() and time.monotonic() < end:
             time.sleep(0.05)
-        time.sleep(1.5)
+        time.sleep(0.9)
         print('batch done', flush=True)
     signals.raise_if_requested()
 """

@@ -1,5 +1,6 @@
 import json
 import os
+import socket
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -185,7 +186,7 @@ def test_a_second_outage_while_resending_loses_and_swaps_nothing(run: TrackedRun
 def test_what_waits_is_on_disk_at_every_moment(run: TrackedRun, client: FakeClient) -> None:
     client.fails = lambda _call: True
     run.log_metrics({"a": 1}, step=1)
-    assert spool(run)[0] == {"uri": URI, "run_id": "r1"}
+    assert spool(run)[0] == {"uri": URI, "run_id": "r1", "pid": os.getpid(), "host": socket.gethostname()}
     assert [row["op"] for row in spool(run)[1:]] == ["metrics"]
     run.log_text("text", "notes/a.txt")
     assert [row["op"] for row in spool(run)[1:]] == ["metrics", "artifact"]
@@ -223,6 +224,25 @@ def test_an_upload_that_breaks_off_keeps_the_rest(run: TrackedRun, client: FakeC
     assert [call for call, _ in client.told] == ["metrics", "artifact", "end"]
 
 
+def test_upload_marks_the_run_of_a_job_that_was_killed(run: TrackedRun, client: FakeClient) -> None:
+    client.fails = lambda _call: True
+    run.log_metrics({"a": 1}, step=1)
+    client.fails = lambda _call: False
+    upload(run.folder)
+    assert [call for call, _ in client.told] == ["metrics", "tags", "end"]
+    assert client.told[-1] == ("end", "KILLED")
+
+
+def test_upload_leaves_a_job_that_is_still_running_alone(run: TrackedRun, client: FakeClient) -> None:
+    client.fails = lambda _call: True
+    run.log_metrics({"a": 1}, step=1)
+    path = run.folder / SPOOL
+    path.write_text(path.read_text().replace(f'"pid": {os.getpid()}', f'"pid": {os.getppid()}'))
+    with pytest.raises(UserError, match=f"is still running .process {os.getppid()}."):
+        upload(run.folder)
+    assert path.exists()
+
+
 @pytest.mark.parametrize("content", [None, "", "no json\n"])
 def test_upload_of_another_folder_is_an_error_that_says_what_it_expects(tmp_path: Path, content: str | None) -> None:
     if content is not None:
@@ -254,7 +274,7 @@ def test_finish_gives_a_server_that_comes_back_its_time(
 ) -> None:
     monkeypatch.setattr(tracking, "GRACE_SECONDS", 20.0)
     monkeypatch.setattr(tracking, "WAIT_FACTOR", 1000.0)
-    refusals = iter([True] * 4)
+    refusals = iter([True] * 2)
     client.fails = lambda _call: next(refusals, False)
     run.log_metrics({"a": 1})
     assert run.finish("FINISHED")
