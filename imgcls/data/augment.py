@@ -79,7 +79,7 @@ class Preprocessing:
     @property
     def store_size(self) -> int:
         """Pixels: the longest shorter side that an image is kept at before the pipelines see it."""
-        return round(self.image_size * STORE_RATIO)
+        return store_size(self.image_size)
 
     def load(self, image: "bytes | Pixels") -> Pixels:
         """Encoded bytes, or (H, W), (H, W, 1) or (H, W, 3) uint8 pixels, as (image_size, image_size, channels) uint8.
@@ -107,6 +107,11 @@ class Preprocessing:
     def from_dict(cls, values: dict[str, Any]) -> "Preprocessing":
         """The inverse of `as_dict`."""
         return cls(values["channels"], values["image_size"], tuple(values["mean"]), tuple(values["std"]))
+
+
+def store_size(image_size: int) -> int:
+    """Pixels: what the shorter side of a decoded image is shrunk to for a network that takes `image_size`."""
+    return round(image_size * STORE_RATIO)
 
 
 @lru_cache(maxsize=16)

@@ -21,6 +21,7 @@ from imgcls.data.augment import (
     evaluation_pipeline,
     preprocessing,
     resolve_image_size,
+    store_size,
     training_pipeline,
 )
 from imgcls.data.images import Images, open_images
@@ -182,7 +183,7 @@ def _prepare(resolved: Resolved, console: Console) -> _Prepared:
     recipe = recipe.replace({"augment.image_size": size})
     seed_all(recipe.train.seed)
     model = build(recipe.model, num_classes=len(manifest.classes), in_channels=recipe.data.channels, image_size=size)
-    images = {name: _open(manifest.part(name), recipe, size, console) for name in SPLITS}
+    images = {name: _open(name, manifest, recipe, console) for name in SPLITS}
     steps = preprocessing(recipe.augment, size=size, channels=recipe.data.channels, train_images=images["train"])
     pipelines: list[tuple[Split, Pipeline]] = [
         ("train", training_pipeline(recipe.augment, size=size, channels=recipe.data.channels)),
@@ -213,16 +214,15 @@ def _prepare(resolved: Resolved, console: Console) -> _Prepared:
     return _Prepared(resolved, recipe, plan, manifest, steps, train_loader, val_loader, model)
 
 
-def _open(manifest: Manifest, recipe: Recipe, size: int, console: Console) -> Images:
+def _open(name: Split, manifest: Manifest, recipe: Recipe, console: Console) -> Images:
     """The images of a split. Those of the test split are decoded to prove them readable, and not looked at."""
-    split_name = str(manifest.frame["split"].iloc[0]) if len(manifest) else ""
-    probe = Preprocessing(recipe.data.channels, size, (0.0,), (1.0,))
+    assert recipe.augment.image_size != "auto"
     return open_images(
-        manifest,
+        manifest.part(name),
         channels=recipe.data.channels,
-        short_side=probe.store_size,
-        budget_mb=0 if split_name == "test" else recipe.data.memory_budget_mb,
-        progress=lambda done, total: console.count(f"reading {split_name} images", done, total),
+        short_side=store_size(recipe.augment.image_size),
+        budget_mb=0 if name == "test" else recipe.data.memory_budget_mb,
+        progress=lambda done, total: console.count(f"reading {name} images", done, total),
     )
 
 

@@ -1,7 +1,5 @@
 """What every model family promises."""
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 
@@ -15,15 +13,6 @@ CONFIGS: dict[str, ModelConfig] = {
     "plaincnn": PlainCNNConfig(num_blocks=3, channels=4),
     "resnet18": ResNetConfig(dropout=0.1),
 }
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Tiny networks gain nothing from more threads, and on a busy machine lose much to their waiting."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(params=sorted(CONFIGS))

@@ -3,7 +3,6 @@
 import io
 import json
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +21,6 @@ from imgcls.models.family import ModelConfig, build
 from imgcls.models.plaincnn import PlainCNNConfig
 
 Pixels = npt.NDArray[np.uint8]
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Tiny networks gain nothing from more threads, and on a busy machine lose much to their waiting."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def classifier(config: ModelConfig | None = None, *, channels: int = 3, size: int = 16) -> Classifier:

@@ -1,22 +1,11 @@
 """torchvision's ResNet as a staged model."""
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from torchvision.models import resnet18
 
 from imgcls.models.family import num_parameters
 from imgcls.models.resnet import ResNetConfig, build_resnet
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Tiny networks gain nothing from more threads, and on a busy machine lose much to their waiting."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def test_it_has_as_many_parameters_as_torchvisions() -> None:
