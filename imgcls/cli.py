@@ -1,5 +1,6 @@
 """The command line: one click command a verb, which parses, calls a job and prints. Nothing heavy is imported here."""
 
+import os
 import sys
 import traceback
 from pathlib import Path
@@ -43,7 +44,7 @@ def train(words: tuple[str, ...]) -> None:
     from imgcls.jobs.signals import Signals
     from imgcls.tracking.run import fail_attached_run
 
-    with Signals() as signals:
+    with Signals(ends_process=True) as signals:
         try:
             recipe, texts = parse_words(words)
             from imgcls.jobs.console import Console
@@ -166,5 +167,8 @@ def main() -> NoReturn:
         signum = getattr(error, "signum", None)  # jobs.signals.Stopped, which is not imported for its name alone
         if signum is None:
             raise
-        sys.exit(128 + signum)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        # Python takes more than a second to shut down, in which a second Ctrl-C would change the exit code.
+        os._exit(128 + signum)
     sys.exit(code if isinstance(code, int) else 0)

@@ -222,6 +222,7 @@ def test_main_turns_a_stop_into_its_exit_code(error: BaseException, code: int, m
         raise error
 
     monkeypatch.setattr(cli_module.cli, "main", stop)
+    monkeypatch.setattr("os._exit", sys.exit)  # it ends at once after a stop; here it would end the tests
     assert exit_code(monkeypatch) == code
 
 

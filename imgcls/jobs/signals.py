@@ -40,10 +40,14 @@ class Signals:
     SIGTERM, with nobody to close the run. When the job was stopped, the run that `mlflow run` made is KILLED, and so
     is `mlflow run`, which would mark it as FAILED: MLflow 3.17 does so whatever the child has marked it as, for it
     looks for the name of the status among the numbers of the final ones.
+
+    Args:
+        ends_process: the process ends with the job, so that after a stop its handlers stay to the end.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, ends_process: bool = False) -> None:
         self.requested: int | None = None
+        self._ends_process = ends_process
         self._counts: Counter[int] = Counter()
         self._deferred = self._held = self._finishing = False
         self._before: dict[int, Any] = {}
@@ -69,6 +73,8 @@ class Signals:
                 with suppress(Exception):  # psutil's, which is imported only where it is needed: it is gone already
                     self._mlflow_run.terminate()
         self._mlflow_run = None
+        if self._ends_process and isinstance(error, Stopped):
+            return  # a second Ctrl-C on the way out must not turn the exit code into another
         for number, handler in self._before.items():
             signal.signal(number, handler)
 

@@ -10,7 +10,7 @@ from imgcls.tracking import ui
 
 def run(port: int, *, open_browser: bool) -> None:
     """Serve the tracking store until Ctrl-C, or where it is a server already, only say where to look."""
-    with Signals(), ui.server(port) as (base, process):
+    with Signals(ends_process=True), ui.server(port) as (base, process):
         link = ui.runs_link(base, ui.experiment_id(base))
         print(link, flush=True)
         if open_browser and _has_desktop():

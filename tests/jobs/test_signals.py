@@ -242,3 +242,14 @@ def wait_for_child(pid: int) -> list[psutil.Process]:
             return children
         time.sleep(0.05)
     raise AssertionError(f"{pid} starts nothing")
+
+
+def test_where_the_process_ends_with_the_job_a_late_second_signal_changes_nothing() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        with pytest.raises(Stopped), Signals(ends_process=True):
+            signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)  # would be a KeyboardInterrupt
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert signal.getsignal(signal.SIGINT) is before
