@@ -41,8 +41,11 @@ class _BatchDataset(Dataset[Batch]):
 class _EpochKeys(Sampler[_Key]):
     """The keys of one epoch's batches; the loader sets `epoch` before each."""
 
-    def __init__(self, count: int, *, batch_size: int, seed: int, shuffle: bool) -> None:
+    def __init__(
+        self, count: int, *, batch_size: int, seed: int, shuffle: bool, chances: npt.NDArray[np.float64] | None
+    ) -> None:
         self._count, self._batch_size, self._seed, self._shuffle = count, batch_size, seed, shuffle
+        self._chances = None if chances is None else chances / chances.sum()
         self.epoch = 0
 
     def __len__(self) -> int:
@@ -52,8 +55,11 @@ class _EpochKeys(Sampler[_Key]):
 
     def __iter__(self) -> Iterator[_Key]:
         order = np.arange(self._count)
-        if self._shuffle:
-            order = np.random.default_rng([self._seed, self.epoch]).permutation(self._count)
+        generator = np.random.default_rng([self._seed, self.epoch])
+        if self._chances is not None:
+            order = generator.choice(self._count, self._count, p=self._chances)
+        elif self._shuffle:
+            order = generator.permutation(self._count)
         for batch in range(len(self)):
             rows = order[batch * self._batch_size : (batch + 1) * self._batch_size]
             seed = int(np.random.SeedSequence([self._seed, self.epoch, batch]).generate_state(1)[0])
@@ -70,6 +76,7 @@ class Loader:
         batch_size: images a batch; the last batch may be smaller.
         seed: seed of the order and of the pipeline.
         shuffle: True for training: another order each epoch.
+        chances: (N,) for training: an epoch draws N images with replacement, each in proportion to its chance.
         num_workers: processes that make batches; 0 makes them in this one.
         pin_memory: page-lock the batches for asynchronous copies to a GPU.
     """
@@ -83,11 +90,12 @@ class Loader:
         batch_size: int,
         seed: int = 0,
         shuffle: bool = False,
+        chances: npt.NDArray[np.float64] | None = None,
         num_workers: int = 0,
         pin_memory: bool = False,
     ) -> None:
         self.num_images = len(images)
-        self._keys = _EpochKeys(len(images), batch_size=batch_size, seed=seed, shuffle=shuffle)
+        self._keys = _EpochKeys(len(images), batch_size=batch_size, seed=seed, shuffle=shuffle, chances=chances)
         self._loader = DataLoader(
             _BatchDataset(images, labels, pipeline),
             batch_size=None,

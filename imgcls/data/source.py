@@ -2,10 +2,11 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from imgcls.data.balance import Balance
 from imgcls.plugins import Registry
 from imgcls.sections import Section
 from imgcls.tables import Manifest
@@ -24,10 +25,25 @@ class DataConfig(Section):
     """Seed of the split. The same images and seed give the same split on any machine."""
     channels: Literal[1, 3] = 3
     """Channels that the network sees: 1 grey, 3 colour. Images are converted."""
+    balance: Balance = "none"
+    """What makes up for classes of different sizes: none; oversample (training images are drawn so that every class is
+    drawn equally often); class_weights (the loss counts a class inversely to its size); effective_number (less so for
+    small classes: Cui et al. 2019, arXiv:1901.05555). Validation is never balanced."""
+    balance_beta: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """effective_number only: beta, 0.999 where null; 0 weighs all classes alike, towards 1 inversely to their size."""
     num_workers: Annotated[int, Field(ge=0, le=256)] | Literal["auto"] = "auto"
     """Processes that augment batches; 0 does it in the training process. auto: none on a CPU, up to 8 beside a GPU."""
     memory_budget_mb: int = Field(2048, ge=0)
     """MiB of decoded images kept in memory; above it images are decoded anew in every epoch."""
+
+    @model_validator(mode="after")
+    def _beta_has_a_use(self) -> Self:
+        if self.balance_beta is not None and self.balance != "effective_number":
+            raise ValueError(
+                f"balance_beta is {self.balance_beta:g} with balance {self.balance!r}; only effective_number uses it. "
+                "Set data.balance_beta to null or data.balance to effective_number"
+            )
+        return self
 
 
 @dataclass(frozen=True)

@@ -1,18 +1,16 @@
 """The verb `train`: from a recipe to a complete MLflow run with a model in it."""
 
 import json
-import platform
 import secrets
 import shlex
-import subprocess
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import torch
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
 
 import imgcls
 from imgcls.data.augment import (
@@ -24,6 +22,7 @@ from imgcls.data.augment import (
     store_size,
     training_pipeline,
 )
+from imgcls.data.balance import LOSS_BALANCES, class_weights
 from imgcls.data.images import Images, open_images
 from imgcls.data.loading import Loader, resolve_num_workers
 from imgcls.data.source import scan
@@ -35,6 +34,7 @@ from imgcls.inference.classifier import Classifier
 from imgcls.inference.predict import predict
 from imgcls.jobs.console import Console
 from imgcls.jobs.signals import Signals, Stopped
+from imgcls.jobs.surroundings import environment, git_commit
 from imgcls.models.family import StagedModel, build, num_parameters
 from imgcls.recipe import Recipe, Resolved, resolve
 from imgcls.tables import SPLITS, History, Manifest, Predictions, Row, Split
@@ -84,6 +84,7 @@ class _Prepared:
     train: Loader
     val: Loader
     model: StagedModel
+    class_weights: npt.NDArray[np.float64]
 
 
 def train(
@@ -185,23 +186,11 @@ def _prepare(resolved: Resolved, console: Console) -> _Prepared:
     model = build(recipe.model, num_classes=len(manifest.classes), in_channels=recipe.data.channels, image_size=size)
     images = {name: _open(name, manifest, recipe, console) for name in SPLITS}
     steps = preprocessing(recipe.augment, size=size, channels=recipe.data.channels, train_images=images["train"])
-    pipelines: list[tuple[Split, Pipeline]] = [
-        ("train", training_pipeline(recipe.augment, size=size, channels=recipe.data.channels)),
-        ("val", evaluation_pipeline(size)),
-    ]
-    train_loader, val_loader = (
-        Loader(
-            images[name],
-            manifest.part(name).labels,
-            pipeline,
-            batch_size=recipe.train.batch_size,
-            seed=recipe.train.seed,
-            shuffle=name == "train",
-            num_workers=resolve_num_workers(recipe.data.num_workers, device=plan.device),
-            pin_memory=plan.device == "cuda",
-        )
-        for name, pipeline in pipelines
-    )
+    random_steps = training_pipeline(recipe.augment, size=size, channels=recipe.data.channels)
+    weights = _class_weights(manifest, recipe)
+    chances = weights[manifest.part("train").labels] if recipe.data.balance == "oversample" else None
+    train_loader = _loader("train", images["train"], random_steps, manifest, recipe, plan, chances)
+    val_loader = _loader("val", images["val"], evaluation_pipeline(size), manifest, recipe, plan)
     total, _ = num_parameters(model)
     counts = ", ".join(f"{name} {count:,}" for name, count in manifest.counts().items())
     console.say(
@@ -211,7 +200,34 @@ def _prepare(resolved: Resolved, console: Console) -> _Prepared:
     if manifest.skipped:
         first = ", ".join(f"{item.path} ({item.reason})" for item in manifest.skipped[:3])
         console.say(f"skipped {len(manifest.skipped):,} files: {first}{', …' * (len(manifest.skipped) > 3)}")
-    return _Prepared(resolved, recipe, plan, manifest, steps, train_loader, val_loader, model)
+    return _Prepared(resolved, recipe, plan, manifest, steps, train_loader, val_loader, model, weights)
+
+
+def _class_weights(manifest: Manifest, recipe: Recipe) -> npt.NDArray[np.float64]:
+    counts = np.bincount(manifest.part("train").labels, minlength=len(manifest.classes))
+    return class_weights(counts, recipe.data.balance, beta=recipe.data.balance_beta)
+
+
+def _loader(
+    name: Split,
+    images: Images,
+    pipeline: Pipeline,
+    manifest: Manifest,
+    recipe: Recipe,
+    plan: Plan,
+    chances: npt.NDArray[np.float64] | None = None,
+) -> Loader:
+    return Loader(
+        images,
+        manifest.part(name).labels,
+        pipeline,
+        batch_size=recipe.train.batch_size,
+        seed=recipe.train.seed,
+        shuffle=name == "train",
+        chances=chances,
+        num_workers=resolve_num_workers(recipe.data.num_workers, device=plan.device),
+        pin_memory=plan.device == "cuda",
+    )
 
 
 def _open(name: Split, manifest: Manifest, recipe: Recipe, console: Console) -> Images:
@@ -235,13 +251,17 @@ def _describe(run: TrackedRun, prepared: _Prepared) -> None:
         + recipe.to_yaml(),
         "recipe.yaml",
     )
-    run.log_text(_environment(), "environment.txt")
+    run.log_text(environment(), "environment.txt")
     source = _data_source(recipe)
     profile = {"num_images": len(manifest), "num_classes": len(manifest.classes), **manifest.counts()}
     run.log_dataset(name=Path(source).name, digest=manifest.digest, source=source, profile=profile, context="training")
     columns = ["id", "label", "split", "content"]
     table = manifest.frame[columns].assign(label=[manifest.classes[k] for k in manifest.labels])
     run.log_text(table.to_csv(index=False), "tables/split.csv")
+    if recipe.data.balance != "none":
+        counts = np.bincount(manifest.part("train").labels, minlength=len(manifest.classes))
+        weights = {"class": manifest.classes, "train_images": counts, "weight": prepared.class_weights}
+        run.log_text(pd.DataFrame(weights).to_csv(index=False), "tables/class_weights.csv")
     if manifest.skipped:
         lines = [json.dumps({"path": item.path, "reason": item.reason}) for item in manifest.skipped]
         run.log_text("\n".join(lines) + "\n", "tables/skipped.jsonl")
@@ -264,6 +284,7 @@ def _train(run: TrackedRun, prepared: _Prepared, console: Console, signals: Sign
             preprocessing=prepared.preprocessing,
             plan=prepared.plan,
             checkpoints=checkpoints,
+            class_weights=prepared.class_weights if recipe.data.balance in LOSS_BALANCES else None,
             stop=signals.stop,
             on_step=lambda step: console.step(step, epochs=epochs),
         ):
@@ -367,34 +388,5 @@ def _tags(prepared: _Prepared) -> dict[str, str]:
         "imgcls.data_digest": prepared.manifest.digest,
         "imgcls.plan": str(prepared.plan),
     }
-    commit = _git_commit()
+    commit = git_commit()
     return tags if commit is None else {**tags, "imgcls.git_commit": commit}
-
-
-def _git_commit() -> str | None:
-    """The commit of the checkout that this package runs from, `-dirty` where files differ; None outside one."""
-    here = Path(__file__).resolve().parents[2]
-    if not (here / ".git").exists():
-        return None
-    try:
-        found = subprocess.run(
-            ["git", "-C", str(here), "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"],
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=True,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return found.stdout.strip() or None
-
-
-def _environment() -> str:
-    """Python, machine and installed packages, a line each."""
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
-    head = [
-        f"# python {sys.version.split()[0]} on {platform.platform()}",
-        f"# processor {platform.processor() or platform.machine()}, torch threads {torch.get_num_threads()}, GPU {gpu}",
-    ]
-    packages = {f"{d.metadata['Name']}=={d.version}" for d in metadata.distributions() if d.metadata["Name"]}
-    return "\n".join([*head, *sorted(packages, key=str.casefold)]) + "\n"

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from pydantic import Field
 from torch import nn
@@ -115,6 +116,7 @@ def fit(
     preprocessing: Preprocessing,
     plan: Plan,
     checkpoints: Path,
+    class_weights: npt.NDArray[np.float64] | None = None,
     stop: Callable[[], bool] = lambda: False,
     on_step: Callable[[Step], None] = lambda _step: None,
 ) -> Iterator[Row]:
@@ -122,12 +124,15 @@ def fit(
 
     After each epoch `last.pt`, and where it is the best so far `best.pt`, are written to `checkpoints`. When
     `stop()` turns true, the loop ends after the batch in work and writes `last.pt` with the part of the epoch
-    that is done; no row is yielded for it.
+    that is done; no row is yielded for it. `class_weights` (C,) weigh the training loss, and so `train/loss`;
+    `val/loss` is that of the images as they are.
 
     Raises:
         UserError: the loss became infinite or not a number, or a checkpoint cannot be written.
     """
-    trainer = _Trainer(model, optim, preprocessing, plan, num_steps=config.epochs * len(train))
+    trainer = _Trainer(
+        model, optim, preprocessing, plan, num_steps=config.epochs * len(train), class_weights=class_weights
+    )
     history = History()
     since_best = 0
     for epoch in range(1, config.epochs + 1):
@@ -175,13 +180,16 @@ class _Trainer:
         plan: Plan,
         *,
         num_steps: int,
+        class_weights: npt.NDArray[np.float64] | None,
     ) -> None:
         self.model = model.to(plan.device)
         self._optim, self._preprocessing, self._plan = optim, preprocessing, plan
         self._num_steps, self._steps = num_steps, 0
         self._optimizer = build_optimizer(optim, model)
         self._scaler = torch.amp.GradScaler(plan.device, enabled=plan.precision == "fp16")
-        self._loss = nn.CrossEntropyLoss()
+        weights = None if class_weights is None else torch.tensor(class_weights, dtype=torch.float32)
+        self._train_loss = nn.CrossEntropyLoss(weights).to(plan.device)
+        self._val_loss = nn.CrossEntropyLoss()
         self.lr = 0.0
 
     def step(self, batch: Batch, *, steps_per_epoch: int, totals: _Totals) -> None:
@@ -195,7 +203,7 @@ class _Trainer:
         inputs, labels = self._to_device(batch)
         with self._plan.autocast():
             logits = self.model(inputs)
-            loss = self._loss(logits.float(), labels)
+            loss = self._train_loss(logits.float(), labels)
         self._optimizer.zero_grad(set_to_none=True)
         self._scaler.scale(loss).backward()
         self._scaler.step(self._optimizer)
@@ -216,7 +224,7 @@ class _Trainer:
             inputs, labels = self._to_device(batch)
             with self._plan.autocast():
                 logits = self.model(inputs).float()
-            totals.add(self._loss(logits, labels), logits, labels)
+            totals.add(self._val_loss(logits, labels), logits, labels)
             predicted.append(logits.argmax(1).cpu().numpy())
             true.append(batch.labels.numpy())
             num_classes = logits.shape[1]

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import yaml
@@ -258,3 +259,19 @@ def test_the_recipe_of_a_run_has_the_size_that_auto_came_to(photos: dict[str, An
     assert result.recipe.augment.image_size == 16
     path = connect().client.download_artifacts(result.run_id, "recipe.yaml", str(tmp_path))
     assert yaml.safe_load(Path(path).read_text())["augment"]["image_size"] == 16
+
+
+@pytest.mark.parametrize("balance", ["oversample", "class_weights", "effective_number"])
+def test_the_weights_of_balanced_classes_are_logged(
+    balance: str, make_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    root = make_folder(classes=2, images=20)
+    for number in range(12):
+        (root / "class1" / f"{number}.png").unlink()
+    overrides = {**SMALL, "data.root": str(root), "data.balance": balance, "train.epochs": 1, "train.batch_size": 8}
+    result = imgcls.train(None, overrides, quiet=True)
+    path = connect().client.download_artifacts(result.run_id, "tables/class_weights.csv", str(tmp_path))
+    table = pd.read_csv(path)
+    assert list(table["class"]) == ["class0", "class1"]
+    assert list(table["train_images"]) == [14, 6]
+    assert table["weight"][1] > 2 * table["weight"][0]

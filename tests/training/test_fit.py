@@ -59,6 +59,7 @@ def rows(
     optim: OptimConfig | None = None,
     plan: Plan | None = None,
     num_workers: int = 0,
+    class_weights: np.ndarray[tuple[int, ...], np.dtype[np.float64]] | None = None,
     stop: Callable[[], bool] = lambda: False,
     on_step: Callable[[Step], None] = lambda _step: None,
     **train: Any,
@@ -73,6 +74,7 @@ def rows(
         optim=optim or OptimConfig(lr=0.02),
         preprocessing=STEPS,
         plan=plan or Plan("cpu", "fp32"),
+        class_weights=class_weights,
         checkpoints=folder,
         stop=stop,
         on_step=on_step,
@@ -258,3 +260,12 @@ def test_seeding_repeats_torch_and_leaves_the_generators_of_others_alone() -> No
 def test_settings_out_of_range_are_refused(fields: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
         TrainConfig.model_validate(fields)
+
+
+def test_class_weights_weigh_the_training_loss_and_leave_that_of_validation(tmp_path: Path) -> None:
+    plain = next(rows(tmp_path / "a", model=linear(), optim=OptimConfig(lr=1e-9)))
+    weighted = next(
+        rows(tmp_path / "b", model=linear(), optim=OptimConfig(lr=1e-9), class_weights=np.array([1.0, 1e-6]))
+    )
+    assert weighted["val/loss"] == pytest.approx(plain["val/loss"], rel=1e-5)
+    assert abs(weighted["train/loss"] - plain["train/loss"]) > 0.01
