@@ -84,6 +84,8 @@ _SECTIONS: dict[str, type[Section]] = {
 }  # fmt: skip
 _CHOOSERS = {"data": "source", "model": "family"}
 """Sections whose class depends on one of their fields."""
+_SOURCE_FIELDS = {"root": "folder", "table": "csv"}
+"""Fields of `data` that, given alone, choose the source where the recipe's own has no such field."""
 
 
 def resolve(
@@ -97,7 +99,7 @@ def resolve(
 
     Args:
         recipe: a YAML file, the name of a built-in recipe, sections as a mapping, or None / "auto" for `folder` where
-            `data.root` is given and `digits` elsewhere.
+            `data.root` or `data.table` is given and `digits` elsewhere.
         overrides: dotted name -> value.
         texts: dotted name -> value as it was typed, read as YAML.
         partial: let fields that have no default be missing, as in a recipe that waits for `data.root`; for comparing
@@ -109,7 +111,7 @@ def resolve(
     texts = dict(texts or {})
     given = {**(overrides or {}), **{name: parse_value(text, name) for name, text in texts.items()}}
     if recipe is None or recipe == "auto":
-        recipe = "folder" if "data.root" in given else "digits"
+        recipe = "folder" if {"data.root", "data.table"} & given.keys() else "digits"
     if isinstance(recipe, Mapping):
         name, origin, raw = "inline", "recipe", _sections("the recipe", recipe)
     else:
@@ -208,9 +210,12 @@ def _sections(origin: str, raw: object) -> dict[str, Any]:
 def _override(raw: dict[str, Any], given: Mapping[str, Any]) -> list[str]:
     """Put dotted values into the sections; tells which fields of the file another source or family made void."""
     notices = []
-    if "data.root" in given and "data.source" not in given and raw.get("data", {}).get("source", "digits") == "digits":
-        notices.append("data.root is given, so data.source is folder")
-        given = {"data.source": "folder", **given}
+    for field, source in _SOURCE_FIELDS.items():
+        if f"data.{field}" in given and "data.source" not in given:
+            if field in _class_of("data", raw.get("data", {})).model_fields:
+                continue
+            notices.append(f"data.{field} is given, so data.source is {source}")
+            given = {"data.source": source, **given}
     for section, chooser in _CHOOSERS.items():
         chosen = given.get(f"{section}.{chooser}")
         fields = raw.get(section, {})

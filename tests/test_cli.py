@@ -20,6 +20,8 @@ data:
   test_fraction: 0.2
   split_seed: 0
   channels: 1
+  balance: none
+  balance_beta: null
   num_workers: auto
   memory_budget_mb: 2048
 augment:

@@ -282,7 +282,7 @@ def test_an_unknown_family_or_source_lists_the_known_ones() -> None:
     assert error_of(model__family="resnet") == (
         "model.family: unknown model family 'resnet'; known: plaincnn, resnet18. Did you mean 'resnet18'?"
     )
-    assert "data.source: unknown data source 'foldr'; known: digits, folder." in error_of(data__source="foldr")
+    assert "data.source: unknown data source 'foldr'; known: csv, digits, folder." in error_of(data__source="foldr")
     assert error_of(model__family="[x]") == "model.family: found ['x'], expected a name."
 
 
@@ -318,6 +318,36 @@ def test_a_root_alone_makes_the_source_a_folder_and_keeps_the_rest() -> None:
     assert resolved.notices == ("data.root is given, so data.source is folder",)
     flat = resolved.recipe.flat()
     assert (flat["data.source"], flat["data.val_fraction"], flat["model.num_blocks"]) == ("folder", 0.2, 3)
+
+
+def test_a_table_alone_makes_the_source_csv_and_keeps_the_rest() -> None:
+    resolved = resolve("digits", texts={"data.table": "labels.csv"})
+    assert resolved.notices == ("data.table is given, so data.source is csv",)
+    flat = resolved.recipe.flat()
+    assert (flat["data.source"], flat["data.val_fraction"], flat["model.num_blocks"]) == ("csv", 0.2, 3)
+    assert flat["data.table"] == str(Path("labels.csv").absolute())
+
+
+def test_a_table_instead_of_a_recipes_root_drops_the_root_and_says_so() -> None:
+    path = write("data: {source: folder, root: photos, val_fraction: 0.3}")
+    resolved = resolve(path, texts={"data.table": "labels.csv"})
+    assert resolved.notices == (
+        "data.table is given, so data.source is csv",
+        "data.source is now csv, which has no data.root: left out",
+    )
+    assert (resolved.recipe.data.source, resolved.recipe.data.val_fraction) == ("csv", 0.3)
+
+
+@pytest.mark.parametrize("recipe", [None, "auto"])
+def test_without_a_recipe_a_table_takes_the_folder_recipe(recipe: str | None) -> None:
+    resolved = resolve(recipe, texts={"data.table": "labels.csv"})
+    assert (resolved.name, resolved.notices) == ("folder", ("data.table is given, so data.source is csv",))
+    assert resolved.recipe.as_dict()["model"]["family"] == "resnet18"
+    assert resolve(recipe, texts={"data.source": "csv", "data.table": "x.csv"}).notices == ()
+
+
+def test_a_root_and_a_table_together_are_an_error() -> None:
+    assert "unknown field 'data.root'" in error_of(None, data__root="photos", data__table="labels.csv")
 
 
 def test_a_root_for_a_source_that_has_none_is_an_error_where_the_source_is_given_too() -> None:
@@ -480,7 +510,7 @@ def test_the_schema_has_a_class_for_every_source_and_family() -> None:
     properties = json_schema()["properties"]
     sources = {cls["properties"]["source"]["const"] for cls in classes_of(properties["data"])}
     families = {cls["properties"]["family"]["const"] for cls in classes_of(properties["model"])}
-    assert (sources, families) == ({"digits", "folder"}, {"plaincnn", "resnet18"})
+    assert (sources, families) == ({"csv", "digits", "folder"}, {"plaincnn", "resnet18"})
 
 
 def test_the_schema_says_what_values_are_allowed() -> None:

@@ -1,6 +1,7 @@
 """Where images come from, and how they become checked, split, decoded, augmented batches."""
 
+from imgcls.data.sources import csv as _csv
 from imgcls.data.sources import digits as _digits
 from imgcls.data.sources import folder as _folder
 
-__all__ = ["_digits", "_folder"]
+__all__ = ["_csv", "_digits", "_folder"]

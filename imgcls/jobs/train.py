@@ -97,8 +97,8 @@ def train(
     """Train a classifier as one MLflow run.
 
     Args:
-        recipe: a recipe file, a built-in recipe's name, or sections as a mapping; None is `folder` where `data.root` is
-            overridden and `digits` elsewhere.
+        recipe: a recipe file, a built-in recipe's name, or sections as a mapping; None is `folder` where
+            `data.root` or `data.table` is overridden and `digits` elsewhere.
         overrides: dotted field names to values, such as {"optim.lr": 0.01}.
         texts: the same with values as typed on a command line, read as YAML.
         quiet: print nothing.

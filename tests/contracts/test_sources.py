@@ -9,13 +9,25 @@ import pytest
 import imgcls.data  # noqa: F401  (registers the sources)
 from imgcls.data.images import open_images
 from imgcls.data.source import SOURCES, DataConfig, scan
+from imgcls.data.sources.csv import CsvConfig
 from imgcls.data.sources.digits import DigitsConfig
 from imgcls.data.sources.folder import FolderConfig
 from imgcls.data.split import split
 from imgcls.tables import MANIFEST_COLUMNS, SPLITS, Manifest
 
 MakeFolder = Callable[..., Path]
+
+
+def csv_config(make_folder: MakeFolder) -> CsvConfig:
+    """A table beside a folder of images."""
+    root = make_folder(classes=3, images=4)
+    lines = [f"{path.relative_to(root)},{path.parent.name}" for path in root.rglob("*.png")]
+    (root / "labels.csv").write_text("\n".join(["path,label", *lines]))
+    return CsvConfig(table=str(root / "labels.csv"))
+
+
 CONFIGS: dict[str, Callable[[MakeFolder], DataConfig]] = {
+    "csv": csv_config,
     "digits": lambda _: DigitsConfig(),
     "folder": lambda make_folder: FolderConfig(root=str(make_folder(classes=3, images=4))),
 }

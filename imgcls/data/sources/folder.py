@@ -1,23 +1,16 @@
 """A folder of images: root/<class>/..., or root/{train,val,test}/<class>/... with its splits given."""
 
-import hashlib
 import os
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, field_validator
 
 from imgcls.data.source import SOURCES, DataConfig, Source
+from imgcls.data.sources.files import EXTENSIONS, SPLIT_NAMES, absolute, check_names, contents, some
 from imgcls.errors import UserError
 from imgcls.tables import Manifest, Skipped
-
-EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})
-SPLIT_FOLDERS = {
-    "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val",
-    "test": "test", "testing": "test",
-}  # fmt: skip
 
 
 class FolderConfig(DataConfig):
@@ -31,10 +24,7 @@ class FolderConfig(DataConfig):
     @field_validator("root")
     @classmethod
     def _absolute(cls, root: str) -> str:
-        try:
-            return str(Path(root).expanduser().absolute())
-        except RuntimeError as error:  # ~name of nobody
-            raise ValueError(f"{error} Expected a path; write it out") from error
+        return absolute(root)
 
 
 def scan_folder(config: FolderConfig) -> Manifest:
@@ -56,18 +46,17 @@ def scan_folder(config: FolderConfig) -> Manifest:
             f"data.root {root} holds no images: expected sub-folders, one a class, with "
             f"files ending in {', '.join(sorted(EXTENSIONS))}.{_what_was_skipped(skipped)}"
         )
-    _check_names([path for path, _, _ in files])
+    paths = [path for path, _, _ in files]
+    check_names(paths)
     train = {name for _, name, split in files if split in ("", "train")}
     strangers = sorted({name for _, name, _ in files} - train)
     if strangers:
         raise UserError(
-            f"data.root {root}: the classes {_some(strangers)} are in val or test but not in train; a class "
+            f"data.root {root}: the classes {some(strangers)} are in val or test but not in train; a class "
             "needs training images. Add some, or remove the class folders."
         )
     classes = sorted(train)
     index = {name: k for k, name in enumerate(classes)}
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        contents = list(pool.map(_content, (path for path, _, _ in files)))
     rows = [
         {
             "id": path.relative_to(root).as_posix(),
@@ -76,7 +65,7 @@ def scan_folder(config: FolderConfig) -> Manifest:
             "split": split,
             "content": content,
         }
-        for (path, name, split), content in zip(files, contents, strict=True)
+        for (path, name, split), content in zip(files, contents(paths), strict=True)
     ]
     rows.sort(key=lambda row: str(row["id"]))
     return Manifest.build(rows, classes=classes, skipped=skipped)
@@ -102,7 +91,7 @@ def _check_root(root: Path) -> None:
 def _split_folders(root: Path) -> list[tuple[str, Path]]:
     """[(split, folder)] where the sub-folders are named like splits, else [("", root)]."""
     folders = [entry for entry in sorted(root.iterdir()) if entry.is_dir() and not _is_hidden(entry.name)]
-    splits = [(SPLIT_FOLDERS.get(entry.name.casefold(), ""), entry) for entry in folders]
+    splits = [(SPLIT_NAMES.get(entry.name.casefold(), ""), entry) for entry in folders]
     named = [split for split, _ in splits]
     others = [entry.name for split, entry in splits if not split]
     if "train" not in named or (others and not {"val", "test"} & set(named)):
@@ -110,13 +99,13 @@ def _split_folders(root: Path) -> list[tuple[str, Path]]:
     if others:
         like = [entry.name for split, entry in splits if split]
         raise UserError(
-            f"data.root {root} has folders named like splits ({_some(like)}) "
-            f"beside others ({_some(others)}); expected either one folder a class, or train, val and test alone. Move "
+            f"data.root {root} has folders named like splits ({some(like)}) "
+            f"beside others ({some(others)}); expected either one folder a class, or train, val and test alone. Move "
             "or rename the others."
         )
     twice = {split for split in named if named.count(split) > 1}
     if twice:
-        raise UserError(f"data.root {root} has two folders for the split {_some(sorted(twice))}; keep one.")
+        raise UserError(f"data.root {root} has two folders for the split {some(sorted(twice))}; keep one.")
     return splits
 
 
@@ -168,40 +157,10 @@ def _is_hidden(name: str) -> bool:
     return name.startswith(".") or name == "__MACOSX"
 
 
-def _check_names(paths: list[Path]) -> None:
-    """Tables, logs and models hold the names as UTF-8 text."""
-    bad = [os.fsencode(path).decode("utf-8", "backslashreplace") for path in paths if not _is_utf8(str(path))]
-    if bad:
-        raise UserError(
-            f"the names {_some(bad)} are not UTF-8 (often those of an archive unpacked with another encoding). "
-            "Rename them, or unpack the archive again with its encoding given (unzip -O …)."
-        )
-
-
-def _is_utf8(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _content(path: Path) -> str:
-    try:
-        return hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
-    except OSError as error:
-        raise UserError(f"cannot read the image {path}: {error.strerror}. Mend or remove the file.") from error
-
-
 def _what_was_skipped(skipped: list[Skipped]) -> str:
     if not skipped:
         return ""
-    return f" Found instead: {_some([f'{item.path} ({item.reason})' for item in skipped])}."
-
-
-def _some(names: list[str]) -> str:
-    shown = ", ".join(names[:5])
-    return shown if len(names) <= 5 else f"{shown} and {len(names) - 5} more"
+    return f" Found instead: {some([f'{item.path} ({item.reason})' for item in skipped])}."
 
 
 SOURCES.register("folder")(Source(FolderConfig, scan_folder))
