@@ -11,6 +11,7 @@ from imgcls.data.images import open_images
 from imgcls.data.source import SOURCES, DataConfig, scan
 from imgcls.data.sources.digits import DigitsConfig
 from imgcls.data.sources.folder import FolderConfig
+from imgcls.data.sources.torchvision import TorchvisionConfig
 from imgcls.data.split import split
 from imgcls.tables import MANIFEST_COLUMNS, SPLITS, Manifest
 
@@ -18,6 +19,9 @@ MakeFolder = Callable[..., Path]
 CONFIGS: dict[str, Callable[[MakeFolder], DataConfig]] = {
     "digits": lambda _: DigitsConfig(),
     "folder": lambda make_folder: FolderConfig(root=str(make_folder(classes=3, images=4))),
+    "torchvision": lambda make_folder: TorchvisionConfig(
+        name="EuroSAT", cache_dir=str(make_folder(classes=3, images=4, name="cache/eurosat/2750").parents[1])
+    ),
 }
 
 
