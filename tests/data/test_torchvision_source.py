@@ -1,5 +1,6 @@
 """The torchvision source: small data sets in the original formats, read by torchvision's own code."""
 
+import bz2
 import gzip
 import hashlib
 import json
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+import torch
 from PIL import Image
 from scipy.io import savemat  # type: ignore[import-untyped]
 from torchvision import datasets
@@ -76,6 +78,12 @@ def cifar10(root: Path, monkeypatch: Patch, *, images: int = 40) -> tuple[Pixels
     return pixels[: 2 * images].transpose(0, 2, 3, 1), labels[: 2 * images]
 
 
+def idx(array: npt.NDArray[Any], kind: int = 8) -> bytes:
+    """The array in MNIST's own format; kind 8 is uint8, 12 int32."""
+    head = bytes([0, 0, kind, array.ndim]) + b"".join(size.to_bytes(4, "big") for size in array.shape)
+    return head + array.astype(">i4" if kind == 12 else np.uint8).tobytes()
+
+
 def mnist(root: Path, monkeypatch: Patch, *, num_train: int = 30, num_test: int = 10) -> Pixels:
     """The four .gz files as they are downloaded; gives the test pixels."""
     raw = root / "MNIST" / "raw"
@@ -85,8 +93,7 @@ def mnist(root: Path, monkeypatch: Patch, *, num_train: int = 30, num_test: int 
     for part, images in (("train", noise(num_train, 28, 28)), ("t10k", pixels)):
         labels = np.arange(len(images), dtype=np.uint8) % 10
         for name, array in ((f"{part}-images-idx3-ubyte.gz", images), (f"{part}-labels-idx1-ubyte.gz", labels)):
-            head = bytes([0, 0, 8, array.ndim]) + b"".join(size.to_bytes(4, "big") for size in array.shape)
-            (raw / name).write_bytes(gzip.compress(head + array.tobytes()))
+            (raw / name).write_bytes(gzip.compress(idx(array)))
             resources.append((name, md5(raw / name)))
     monkeypatch.setattr(datasets.MNIST, "resources", resources)
     return pixels
@@ -176,8 +183,58 @@ def inaturalist(root: Path) -> None:
     write_images(root / "2021_valid" / name / "9.jpg" for name in names)
 
 
+def imagenette(root: Path) -> None:
+    folder = root / "imagenette2-160"
+    wnids = ("n01440764", "n02102040")
+    write_images(folder / part / wnid / f"{k}.jpeg" for part in ("train", "val") for wnid in wnids for k in (1, 2))
+
+
+def imagenet(root: Path) -> None:
+    root.mkdir()
+    names = {"n02012849": ("crane",), "n03126707": ("crane",), "n02123045": ("tabby", "tabby cat")}
+    torch.save((names, []), root / "meta.bin")
+    write_images(root / part / wnid / f"{wnid}_{part}.JPEG" for part in ("train", "val") for wnid in names)
+
+
+def cars(root: Path) -> None:
+    folder = root / "stanford_cars"
+    (folder / "devkit").mkdir(parents=True)
+    savemat(folder / "devkit" / "cars_meta.mat", {"class_names": np.array(["Audi A4", "BMW X5"], dtype=object)})
+    for part, path in (("train", "devkit/cars_train_annos.mat"), ("test", "cars_test_annos_withlabels.mat")):
+        rows = np.array([(f"{k}.jpg", k % 2 + 1) for k in range(4)], dtype=[("fname", object), ("class", np.uint8)])
+        savemat(folder / path, {"annotations": rows})
+        write_images(folder / f"cars_{part}" / f"{k}.jpg" for k in range(4))
+
+
+def scenes(root: Path) -> None:
+    folder = root / "SUN397"
+    write_images(
+        folder / letter / name / f"sun_{k}.jpg" for letter, name in (("a", "abbey"), ("b", "bar")) for k in (1, 2)
+    )
+    (folder / "ClassName.txt").write_text("/a/abbey\n/b/bar\n")
+
+
+def countries(root: Path) -> None:
+    parts = ("train", "valid", "test")
+    write_images(root / "country211" / part / name / "1.jpg" for part in parts for name in ("AD", "CH"))
+
+
+def sentences(root: Path) -> None:
+    parts = ("train", "valid", "test")
+    write_images(root / "rendered-sst2" / part / name / "1.png" for part in parts for name in ("negative", "positive"))
+
+
+def caltech256(root: Path) -> None:
+    folder = root / "caltech256" / "256_ObjectCategories"
+    write_images(
+        folder / f"{c:03d}.{name}" / f"{c:03d}_{k:04d}.jpg" for c, name in ((1, "ak47"), (2, "bear")) for k in (1, 2)
+    )
+
+
 FILE_SETS: dict[str, tuple[Callable[[Path], None], dict[str, int], Sequence[str]]] = {
     "Caltech101": (caltech, {"train": 0, "val": 0, "test": 0}, ("Faces", "airplanes")),
+    "Caltech256": (caltech256, {"train": 0, "val": 0, "test": 0}, ("001.ak47", "002.bear")),
+    "Country211": (countries, {"train": 2, "val": 2, "test": 2}, ("AD", "CH")),
     "DTD": (textures, {"train": 4, "val": 4, "test": 4}, ("banded", "woven")),
     "FGVCAircraft": (aircraft, {"train": 4, "val": 4, "test": 4}, ("707-320", "A300B4 F")),
     "Food101": (food, {"train": 6, "val": 0, "test": 2}, ("apple_pie", "waffles")),
@@ -187,7 +244,20 @@ FILE_SETS: dict[str, tuple[Callable[[Path], None], dict[str, int], Sequence[str]
         {"train": 6, "val": 2, "test": 0},
         ("00000_Animalia_b_c_d_e_f_cat", "00001_Animalia_b_c_d_e_f_dog"),
     ),
+    "ImageNet": (
+        imagenet,
+        {"train": 3, "val": 3, "test": 0},
+        ("crane (n02012849)", "tabby, tabby cat", "crane (n03126707)"),
+    ),
+    "Imagenette-160px": (
+        imagenette,
+        {"train": 4, "val": 4, "test": 0},
+        ("tench, Tinca tinca", "English springer, English springer spaniel"),
+    ),
     "OxfordIIITPet": (pets, {"train": 12, "val": 0, "test": 6}, ("Abyssinian", "Great Pyrenees", "Pug")),
+    "RenderedSST2": (sentences, {"train": 2, "val": 2, "test": 2}, ("negative", "positive")),
+    "SUN397": (scenes, {"train": 0, "val": 0, "test": 0}, ("abbey", "bar")),
+    "StanfordCars": (cars, {"train": 4, "val": 0, "test": 4}, ("Audi A4", "BMW X5")),
 }
 
 
@@ -232,6 +302,79 @@ def test_the_zero_of_svhn_is_class_0_and_its_pixels_stand_upright(tmp_path: Path
     assert np.array_equal(manifest.images[:20], pixels)
     assert manifest.labels[:11].tolist() == [1, 2, 3, 4, 5, 6, 7, 8, 9, 0, 1]
     assert manifest.classes == tuple("0123456789")
+
+
+def test_emnist_is_upright_and_its_letters_start_at_0(tmp_path: Path) -> None:
+    raw = tmp_path / "EMNIST" / "raw"
+    raw.mkdir(parents=True)
+    pixels = noise(26, 28, 28)
+    for part in ("train", "test"):
+        (raw / f"emnist-letters-{part}-images-idx3-ubyte").write_bytes(idx(pixels))
+        (raw / f"emnist-letters-{part}-labels-idx1-ubyte").write_bytes(idx(np.arange(1, 27)))
+    manifest = read(tmp_path, "EMNIST-letters")
+    assert manifest.images is not None
+    assert np.array_equal(manifest.images[:26], pixels.transpose(0, 2, 1))
+    assert manifest.labels[:3].tolist() == [0, 1, 2]
+    assert "".join(manifest.classes) == "abcdefghijklmnopqrstuvwxyz"
+
+
+def test_qmnist_labels_are_the_digits_of_its_wider_table(tmp_path: Path) -> None:
+    raw = tmp_path / "QMNIST" / "raw"
+    raw.mkdir(parents=True)
+    for part in ("train", "test"):
+        (raw / f"qmnist-{part}-images-idx3-ubyte").write_bytes(idx(noise(10, 28, 28)))
+        (raw / f"qmnist-{part}-labels-idx2-int").write_bytes(idx(np.arange(80).reshape(10, 8) // 8, 12))
+    manifest = read(tmp_path, "QMNIST")
+    assert manifest.labels.tolist() == [*range(10), *range(10)]
+
+
+def test_stl10_stands_upright_and_has_names_also_without_its_file_of_names(tmp_path: Path, monkeypatch: Patch) -> None:
+    folder = tmp_path / "stl10_binary"
+    folder.mkdir()
+    pixels = noise(10, 96, 96, 3)
+    sums = []
+    for name in ("train", "test"):
+        (folder / f"{name}_X.bin").write_bytes(pixels.transpose(0, 3, 2, 1).tobytes())
+        (folder / f"{name}_y.bin").write_bytes(bytes(range(1, 11)))
+        sums.append([[f"{name}_{part}.bin", md5(folder / f"{name}_{part}.bin")] for part in "Xy"])
+    monkeypatch.setattr(datasets.STL10, "train_list", sums[0])
+    monkeypatch.setattr(datasets.STL10, "test_list", sums[1])
+    manifest = read(tmp_path, "STL10")
+    assert manifest.images is not None
+    assert np.array_equal(manifest.images[:10], pixels)
+    assert manifest.labels.tolist() == [*range(10), *range(10)]
+    assert manifest.classes[:2] == ("airplane", "bird")
+
+
+def test_usps_and_semeion_are_read_from_their_text_files(tmp_path: Path, monkeypatch: Patch) -> None:
+    line = " ".join(f"{k}:-1" for k in range(1, 257))
+    for name in ("usps.bz2", "usps.t.bz2"):
+        (tmp_path / name).write_bytes(bz2.compress("".join(f"{k} {line}\n" for k in range(1, 11)).encode()))
+    assert read(tmp_path, "USPS").counts() == {"train": 10, "val": 0, "test": 10}
+    rows = [" ".join(["1.0"] * 256 + [str(int(k == label)) for k in range(10)]) for label in range(10)]
+    (tmp_path / "semeion.data").write_text("\n".join(rows))
+    monkeypatch.setattr(datasets.SEMEION, "md5_checksum", md5(tmp_path / "semeion.data"))
+    manifest = read(tmp_path, "SEMEION")
+    assert manifest.labels.tolist() == list(range(10))
+    assert manifest.ids[0] == "all/00"
+
+
+def test_fer2013_is_read_from_its_table_and_refused_without_test_labels(tmp_path: Path, monkeypatch: Patch) -> None:
+    folder = tmp_path / "fer2013"
+    folder.mkdir()
+    pixels = " ".join(["7"] * 48 * 48)
+    uses = ("Training", "PublicTest", "PrivateTest")
+    lines = [f"{label},{pixels},{use}" for use in uses for label in range(7)]
+    (folder / "fer2013.csv").write_text("\n".join(["emotion,pixels,Usage", *lines]))
+    (folder / "train.csv").write_text("\n".join(["emotion,pixels", f"1,{pixels}"]))
+    (folder / "test.csv").write_text("\n".join(["pixels", pixels]))
+    names = {"fer": "fer2013.csv", "icml": "icml_face_data.csv", "train": "train.csv", "test": "test.csv"}
+    sums = {k: (name, md5(folder / name) if (folder / name).exists() else "") for k, name in names.items()}
+    monkeypatch.setattr(datasets.FER2013, "_RESOURCES", sums)
+    assert read(tmp_path, "FER2013").counts() == {"train": 7, "val": 0, "test": 14}
+    (folder / "fer2013.csv").unlink()
+    with pytest.raises(UserError, match="the data set FER2013 cannot be read"):
+        read(tmp_path, "FER2013")
 
 
 def test_flowers_have_their_three_official_splits(tmp_path: Path, monkeypatch: Patch) -> None:
@@ -316,6 +459,15 @@ def test_a_folder_from_an_interrupted_unpacking_is_not_taken_for_whole(tmp_path:
         read(tmp_path / "tv", "EuroSAT", download=True)
     with pytest.raises(UserError, match="2750 is incomplete: an earlier download of EuroSAT stopped while unpacking"):
         read(tmp_path / "tv", "EuroSAT", download=True)
+
+
+def test_a_failed_download_of_one_part_does_not_condemn_the_part_that_is_there(tmp_path: Path) -> None:
+    inaturalist(tmp_path / "tv")
+    (tmp_path / "tv" / "2021_valid").rename(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match="no network here"):
+        read(tmp_path / "tv", "INaturalist", download=True)
+    (tmp_path / "elsewhere").rename(tmp_path / "tv" / "2021_valid")
+    assert len(read(tmp_path / "tv", "INaturalist", download=True)) == 8
 
 
 def test_a_cache_that_is_a_file_is_a_user_error(tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ class TorchvisionConfig(DataConfig):
     """A data set that torchvision knows, with its official split."""
     name: str = Field(min_length=1)
     """The data set, such as CIFAR10, MNIST, SVHN, Flowers102, OxfordIIITPet, Food101, EuroSAT."""
-    cache_dir: str | None = None
+    cache_dir: str | None = Field(None, min_length=1)
     """The folder of torchvision's files (what torchvision calls root), absolute or from the current directory. null:
     torchvision/<data set> in $IMGCLS_CACHE, or in ~/.cache/imgcls where that is not set."""
     download: bool = True
@@ -125,7 +125,7 @@ def _build(known: Known, root: Path, **more: bool) -> dict[str, Any]:
 @contextmanager
 def _marked(marker: Path, unpacked: Path | None) -> Iterator[None]:
     """A marker file that stays where unpacking was cut short, also by a kill."""
-    if unpacked is None:
+    if unpacked is None or unpacked.exists():  # what is there already was put there whole
         yield
         return
     marker.touch()
