@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from imgcls import recipe as recipes
+from imgcls.data.source import SOURCES
 from imgcls.errors import UserError
 from imgcls.recipe import Recipe, built_in, diff, json_schema, parse_value, resolve
 
@@ -282,7 +283,8 @@ def test_an_unknown_family_or_source_lists_the_known_ones() -> None:
     assert error_of(model__family="resnet") == (
         "model.family: unknown model family 'resnet'; known: plaincnn, resnet18. Did you mean 'resnet18'?"
     )
-    assert "data.source: unknown data source 'foldr'; known: csv, digits, folder." in error_of(data__source="foldr")
+    known = ", ".join(SOURCES.names())
+    assert f"data.source: unknown data source 'foldr'; known: {known}." in error_of(data__source="foldr")
     assert error_of(model__family="[x]") == "model.family: found ['x'], expected a name."
 
 
@@ -510,7 +512,7 @@ def test_the_schema_has_a_class_for_every_source_and_family() -> None:
     properties = json_schema()["properties"]
     sources = {cls["properties"]["source"]["const"] for cls in classes_of(properties["data"])}
     families = {cls["properties"]["family"]["const"] for cls in classes_of(properties["model"])}
-    assert (sources, families) == ({"csv", "digits", "folder"}, {"plaincnn", "resnet18"})
+    assert (sources, families) == (set(SOURCES.names()), {"plaincnn", "resnet18"})
 
 
 def test_the_schema_says_what_values_are_allowed() -> None:

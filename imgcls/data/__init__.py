@@ -3,5 +3,6 @@
 from imgcls.data.sources import csv as _csv
 from imgcls.data.sources import digits as _digits
 from imgcls.data.sources import folder as _folder
+from imgcls.data.sources import torchvision as _torchvision
 
-__all__ = ["_csv", "_digits", "_folder"]
+__all__ = ["_csv", "_digits", "_folder", "_torchvision"]

@@ -12,6 +12,7 @@ from imgcls.data.source import SOURCES, DataConfig, scan
 from imgcls.data.sources.csv import CsvConfig
 from imgcls.data.sources.digits import DigitsConfig
 from imgcls.data.sources.folder import FolderConfig
+from imgcls.data.sources.torchvision import TorchvisionConfig
 from imgcls.data.split import split
 from imgcls.tables import MANIFEST_COLUMNS, SPLITS, Manifest
 
@@ -30,6 +31,9 @@ CONFIGS: dict[str, Callable[[MakeFolder], DataConfig]] = {
     "csv": csv_config,
     "digits": lambda _: DigitsConfig(),
     "folder": lambda make_folder: FolderConfig(root=str(make_folder(classes=3, images=4))),
+    "torchvision": lambda make_folder: TorchvisionConfig(
+        name="EuroSAT", cache_dir=str(make_folder(classes=3, images=4, name="cache/eurosat/2750").parents[1])
+    ),
 }
 
 
