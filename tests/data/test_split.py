@@ -120,3 +120,49 @@ def test_equal_bytes_in_two_classes_stay_on_one_side() -> None:
     dealt = split(Manifest.build(rows, classes=["a", "b"]), DataConfig(val_fraction=0.3, test_fraction=0.3))
     sides = dealt.frame.groupby("content")["split"].nunique()
     assert (sides == 1).all()
+
+
+def grouped(
+    groups: int = 10, images: int = 12, *, rename: str = "g", shared: Sequence[tuple[int, int]] = ()
+) -> Manifest:
+    """Each of `groups` groups holds every class of three; pairs in `shared` have an image of equal bytes."""
+    same = {(b, 0): f"{a}-0" for a, b in shared}
+    rows = [
+        {"id": f"{g}/{k}", "label": k % 3, "content": same.get((g, k), f"{g}-{k}"), "group": f"{rename}{g}"}
+        for g in range(groups)
+        for k in range(images)
+    ]
+    return Manifest.build(rows, classes=["a", "b", "c"])
+
+
+def test_no_group_is_on_two_sides_and_the_shares_are_about_those_asked_for() -> None:
+    for seed in range(5):
+        dealt = split(grouped(), DataConfig(val_fraction=0.2, test_fraction=0.2, split_seed=seed))
+        assert (dealt.frame.groupby("group")["split"].nunique() == 1).all()
+        assert dealt.counts() == {"train": 72, "val": 24, "test": 24}
+
+
+def test_a_split_by_group_depends_on_contents_and_seed_not_on_names() -> None:
+    config = DataConfig(val_fraction=0.2, test_fraction=0.2, split_seed=1)
+    first, renamed = split(grouped(), config), split(grouped(rename="other"), config)
+    assert list(first.frame["split"]) == list(renamed.frame["split"])
+    assert list(first.frame["split"]) != list(split(grouped(), DataConfig(split_seed=2)).frame["split"])
+
+
+def test_groups_that_share_equal_bytes_stay_together() -> None:
+    chain = grouped(shared=[(0, 1), (1, 2), (2, 3)])
+    for seed in range(8):
+        dealt = split(chain, DataConfig(val_fraction=0.2, test_fraction=0.2, split_seed=seed))
+        assert dealt.frame[dealt.frame["group"].isin(["g0", "g1"])]["split"].nunique() == 1
+        assert (dealt.frame.groupby("content")["split"].nunique() == 1).all()
+
+
+def test_too_few_groups_are_an_error_that_counts_them() -> None:
+    with pytest.raises(UserError, match="of 2 groups, but the splits train, test, val need at least 3"):
+        split(grouped(2), DataConfig())
+
+
+def test_a_class_that_only_held_out_groups_have_is_an_error_that_names_it() -> None:
+    rows = [{"id": f"{g}", "label": g, "content": f"{g}", "group": f"g{g}"} for g in range(4)]
+    with pytest.raises(UserError, match=r"leaves the class 'c\d' \(2 in all\) without training images"):
+        split(Manifest.build(rows, classes=["c0", "c1", "c2", "c3"]), DataConfig(val_fraction=0.25, test_fraction=0.25))
