@@ -36,6 +36,11 @@ class DataConfig(Section):
     memory_budget_mb: int = Field(2048, ge=0)
     """MiB of decoded images kept in memory; above it images are decoded anew in every epoch."""
 
+    @property
+    def origin(self) -> str:
+        """What the images come from, as a user would call it: a folder, a file, the name of a data set."""
+        return self.source
+
     @model_validator(mode="after")
     def _beta_has_a_use(self) -> Self:
         if self.balance_beta is not None and self.balance != "effective_number":

@@ -54,8 +54,8 @@ def split(manifest: Manifest, config: DataConfig) -> Manifest:
 def _check(manifest: Manifest, config: DataConfig) -> None:
     if len(manifest.classes) < 2:
         raise UserError(
-            f"the data have one class only ({manifest.classes[0]!r}); a classifier needs at least two. Expected "
-            "one sub-folder a class; is data.root one level too deep?"
+            f"the data have one class only ({manifest.classes[0]!r}); a classifier needs at least two. "
+            "Expected labels of several classes; of a folder, one sub-folder a class: is data.root a level too deep?"
         )
     if config.val_fraction + config.test_fraction >= 1:
         raise UserError(

@@ -252,7 +252,7 @@ def _describe(run: TrackedRun, prepared: _Prepared) -> None:
         "recipe.yaml",
     )
     run.log_text(environment(), "environment.txt")
-    source = _data_source(recipe)
+    source = recipe.data.origin
     profile = {"num_images": len(manifest), "num_classes": len(manifest.classes), **manifest.counts()}
     run.log_dataset(name=Path(source).name, digest=manifest.digest, source=source, profile=profile, context="training")
     columns = ["id", "label", "split", "content"]
@@ -372,11 +372,7 @@ def _report_end(run: TrackedRun, console: Console, complete: bool, headline: str
 
 def _run_name(prepared: _Prepared) -> str:
     """Family and data, and letters that tell runs of both apart; MLflow's own names say nothing."""
-    return f"{prepared.recipe.model.family}-{Path(_data_source(prepared.recipe)).name}-{secrets.token_hex(2)}"
-
-
-def _data_source(recipe: Recipe) -> str:
-    return str(getattr(recipe.data, "root", recipe.data.source))
+    return f"{prepared.recipe.model.family}-{Path(prepared.recipe.data.origin).name}-{secrets.token_hex(2)}"
 
 
 def _tags(prepared: _Prepared) -> dict[str, str]:

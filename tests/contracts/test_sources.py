@@ -104,3 +104,8 @@ def test_its_images_open_as_bytes_of_the_asked_channels(manifest: Manifest, chan
 
 def test_it_can_be_split(config: DataConfig, manifest: Manifest) -> None:
     assert all(split(manifest, config).counts().values())
+
+
+def test_the_origin_is_what_the_user_gave_or_the_name_of_the_source(config: DataConfig) -> None:
+    given = {name: value for name, value in config.model_dump().items() if name in ("root", "table", "name")}
+    assert config.origin == next(iter(given.values()), config.source)

@@ -125,7 +125,7 @@ def test_one_class_only_is_an_error(refuse: Refuse, make_folder: MakeFolder) -> 
     message = refuse("train", "--data.root", str(make_folder(classes=1)))
     assert "one class only ('class0')" in message
     assert "needs at least two" in message
-    assert "is data.root one level too deep?" in message
+    assert "is data.root a level too deep?" in message
 
 
 def test_a_class_with_fewer_images_than_splits_is_named(refuse: Refuse, make_folder: MakeFolder) -> None:

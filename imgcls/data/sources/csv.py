@@ -63,6 +63,11 @@ class CsvConfig(DataConfig):
             raise ValueError("expected an ending such as .jpg, or null")
         return extension if extension is None else "." + extension.removeprefix(".")
 
+    @property
+    def origin(self) -> str:
+        """The table."""
+        return self.table
+
 
 def scan_csv(config: CsvConfig) -> Manifest:
     """Read the table and find its images. Every row is an image; nothing is passed over.

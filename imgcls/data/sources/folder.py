@@ -26,6 +26,11 @@ class FolderConfig(DataConfig):
     def _absolute(cls, root: str) -> str:
         return absolute(root)
 
+    @property
+    def origin(self) -> str:
+        """The folder."""
+        return self.root
+
 
 def scan_folder(config: FolderConfig) -> Manifest:
     """Find the images below the root. Hidden and non-image files are skipped and listed in the manifest.

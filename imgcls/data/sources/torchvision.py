@@ -16,6 +16,7 @@ import numpy.typing as npt
 from pydantic import Field, field_validator
 
 from imgcls.data.source import SOURCES, DataConfig, Source
+from imgcls.data.sources.files import absolute
 from imgcls.data.sources.torchvision_known import CLASS_NAMES, KNOWN, Known
 from imgcls.errors import UserError
 from imgcls.plugins import unknown_name
@@ -56,10 +57,12 @@ class TorchvisionConfig(DataConfig):
     @field_validator("cache_dir")
     @classmethod
     def _absolute(cls, cache_dir: str | None) -> str | None:
-        try:
-            return None if cache_dir is None else str(Path(cache_dir).expanduser().absolute())
-        except RuntimeError as error:  # ~name of nobody
-            raise ValueError(f"{error} Expected a path; write it out") from error
+        return None if cache_dir is None else absolute(cache_dir)
+
+    @property
+    def origin(self) -> str:
+        """The data set's name."""
+        return self.name
 
 
 def scan_torchvision(config: TorchvisionConfig) -> Manifest:
