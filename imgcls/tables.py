@@ -70,6 +70,11 @@ class Manifest:
         """The same images with these splits, one per row."""
         return replace(self, frame=self.frame.assign(split=list(splits)))
 
+    def without(self, rows: Sequence[int], *, skipped: Sequence[Skipped]) -> "Manifest":
+        """This manifest less some rows, with what is to be said of them; the digest is that of the rest."""
+        frame = self.frame.drop(index=list(rows)).reset_index(drop=True)
+        return replace(self, frame=frame, digest=_digest(frame, self.classes), skipped=(*self.skipped, *skipped))
+
     def part(self, split: str) -> "Manifest":
         """The rows of one split, in this manifest's order. The digest stays that of the whole data set."""
         return replace(self, frame=self.frame[self.frame["split"] == split].reset_index(drop=True))

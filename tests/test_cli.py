@@ -22,6 +22,7 @@ data:
   channels: 1
   balance: none
   balance_beta: null
+  on_bad_image: error
   num_workers: auto
   memory_budget_mb: 2048
 augment:

@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import psutil
 
@@ -13,6 +13,7 @@ from imgcls.data.decode import DecodeError, Pixels, decode, shrink, to_channels
 from imgcls.errors import UserError
 from imgcls.tables import Manifest
 
+T = TypeVar("T")
 Progress = Callable[[int, int], None]
 """Called with (images done, images in all)."""
 
@@ -75,7 +76,7 @@ def open_images(
             return str(error)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for done, loaded in enumerate(_map_bounded(pool, load, len(files)), 1):
+        for done, loaded in enumerate(map_bounded(pool, load, len(files)), 1):
             if isinstance(loaded, str):
                 bad.append(loaded)
             elif used <= budget:
@@ -89,11 +90,9 @@ def open_images(
     return kept if len(kept) == len(files) else files
 
 
-def _map_bounded(
-    pool: ThreadPoolExecutor, load: Callable[[int], Pixels | str], count: int, ahead: int = 64
-) -> Iterator[Pixels | str]:
-    """`pool.map` in order with at most `ahead` results waiting, so that memory stays bounded."""
-    waiting: deque[Future[Pixels | str]] = deque()
+def map_bounded(pool: ThreadPoolExecutor, load: Callable[[int], T], count: int, ahead: int = 64) -> Iterator[T]:
+    """`load` of 0 … count - 1 in order, with at most `ahead` results waiting, so that memory stays bounded."""
+    waiting: deque[Future[T]] = deque()
     for index in range(count):
         waiting.append(pool.submit(load, index))
         if len(waiting) > ahead:

@@ -31,6 +31,9 @@ class DataConfig(Section):
     small classes: Cui et al. 2019, arXiv:1901.05555). Validation is never balanced."""
     balance_beta: Annotated[float, Field(ge=0, lt=1)] | None = None
     """effective_number only: beta, 0.999 where null; 0 weighs all classes alike, towards 1 inversely to their size."""
+    on_bad_image: Literal["error", "skip"] = "error"
+    """An image that cannot be read: error stops before there is a run; skip leaves it out, counts it and lists it in
+    the run's tables/skipped.jsonl."""
     num_workers: Annotated[int, Field(ge=0, le=256)] | Literal["auto"] = "auto"
     """Processes that augment batches; 0 does it in the training process. auto: none on a CPU, up to 8 beside a GPU."""
     memory_budget_mb: int = Field(2048, ge=0)

@@ -23,6 +23,7 @@ from imgcls.data.augment import (
     training_pipeline,
 )
 from imgcls.data.balance import LOSS_BALANCES, class_weights
+from imgcls.data.check import drop_unreadable
 from imgcls.data.images import Images, open_images
 from imgcls.data.loading import Loader, resolve_num_workers
 from imgcls.data.source import scan
@@ -179,7 +180,10 @@ def _prepare(resolved: Resolved, console: Console) -> _Prepared:
     for notice in resolved.notices:
         console.say(f"note: {notice}")
     plan = resolve_plan(recipe.train.device, recipe.train.precision)
-    manifest = split(scan(recipe.data), recipe.data)
+    manifest = scan(recipe.data)
+    if recipe.data.on_bad_image == "skip":
+        manifest = drop_unreadable(manifest, progress=lambda done, total: console.count("checking images", done, total))
+    manifest = split(manifest, recipe.data)
     size = resolve_image_size(recipe.augment, manifest.part("train"))
     recipe = recipe.replace({"augment.image_size": size})
     seed_all(recipe.train.seed)
@@ -199,7 +203,8 @@ def _prepare(resolved: Resolved, console: Console) -> _Prepared:
     )
     if manifest.skipped:
         first = ", ".join(f"{item.path} ({item.reason})" for item in manifest.skipped[:3])
-        console.say(f"skipped {len(manifest.skipped):,} files: {first}{', …' * (len(manifest.skipped) > 3)}")
+        count = len(manifest.skipped)
+        console.say(f"skipped {count:,} file{'s' * (count != 1)}: {first}{', …' * (count > 3)}")
     return _Prepared(resolved, recipe, plan, manifest, steps, train_loader, val_loader, model, weights)
 
 

@@ -1,5 +1,6 @@
 """The verb in Python, in this process; tests/e2e/ has it as a command."""
 
+import json
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -275,3 +276,29 @@ def test_the_weights_of_balanced_classes_are_logged(
     assert list(table["class"]) == ["class0", "class1"]
     assert list(table["train_images"]) == [14, 6]
     assert table["weight"][1] > 2 * table["weight"][0]
+
+
+def test_unreadable_images_are_left_out_counted_and_listed_where_that_is_asked_for(
+    photos: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bad = Path(photos["data.root"]) / "class1" / "3.png"
+    bad.write_bytes(b"\x89PNG\r\n\x1a\n and no more")
+    with pytest.raises(UserError, match=r"class1/3\.png"):
+        imgcls.train(None, photos, quiet=True)
+    assert runs() == []
+    result = imgcls.train(None, {**photos, "data.on_bad_image": "skip"})
+    assert "skipped 1 file: class1/3.png (cannot read the image" in capsys.readouterr().out
+    client = connect().client
+    listed = Path(client.download_artifacts(result.run_id, "tables/skipped.jsonl", str(tmp_path))).read_text()
+    assert [json.loads(line)["path"] for line in listed.splitlines()] == ["class1/3.png"]
+    split_table = pd.read_csv(client.download_artifacts(result.run_id, "tables/split.csv", str(tmp_path)))
+    assert len(split_table) == 23
+    assert "class1/3.png" not in list(split_table["id"])
+
+
+def test_a_class_of_unreadable_images_only_is_an_error(photos: dict[str, Any]) -> None:
+    for path in (Path(photos["data.root"]) / "class2").iterdir():
+        path.write_bytes(b"")
+    with pytest.raises(UserError, match="every image of the class 'class2' is unreadable"):
+        imgcls.train(None, {**photos, "data.on_bad_image": "skip"}, quiet=True)
+    assert runs() == []
