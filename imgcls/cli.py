@@ -1,5 +1,6 @@
 """The command line: one click command a verb, which parses, calls a job and prints. Nothing heavy is imported here."""
 
+import errno
 import os
 import sys
 import traceback
@@ -161,6 +162,14 @@ def main() -> NoReturn:
         if debug:
             traceback.print_exc()
         click.echo(f"imgcls: error: {error}", err=True)
+        sys.exit(2)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        if debug:
+            traceback.print_exc()
+        where = f" ({error.filename})" if error.filename else ""
+        click.echo(f"imgcls: error: the disk is full{where}: {error.strerror}. Free space and run again.", err=True)
         sys.exit(2)
     except (click.Abort, KeyboardInterrupt):
         sys.exit(130)

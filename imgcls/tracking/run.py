@@ -131,7 +131,16 @@ class TrackedRun:
             shutil.rmtree(self.folder, ignore_errors=True)
             with contextlib.suppress(OSError):
                 self.folder.parent.rmdir()
-        return not self._unsent
+            return True
+        try:
+            self._save()
+        except OSError as error:
+            print(
+                f"imgcls: {self.num_unsent} writes are lost: the store does not take them, and {self.folder} cannot be "
+                f"written ({error.strerror})",
+                file=sys.stderr,
+            )
+        return False
 
     def _write(self, operation: Operation) -> None:
         with self._lock:
@@ -155,6 +164,10 @@ class TrackedRun:
 
     def _keep(self, operation: Operation) -> None:
         self._unsent.append(operation)
+        with contextlib.suppress(OSError):  # a full disk: they stay in memory, and `finish` tries once more
+            self._save()
+
+    def _save(self) -> None:
         _save_spool(self.folder, self.store.uri, self.run_id, self._unsent)
 
     def _wait_after(self, begin: float) -> None:
@@ -173,7 +186,8 @@ class TrackedRun:
                 (self.folder / SPOOL).unlink(missing_ok=True)
                 print(f"imgcls: {self.store.uri} answers again; all that waited was sent", file=sys.stderr)
             elif sent:
-                _save_spool(self.folder, self.store.uri, self.run_id, self._unsent)
+                with contextlib.suppress(OSError):
+                    self._save()
 
 
 def start(output_dir: Path, *, name: str, tags: Mapping[str, str]) -> TrackedRun:
@@ -234,17 +248,17 @@ def upload(folder: Path) -> tuple[str, int]:
             f"{folder} holds nothing to upload: {error}. Expected the folder named at the end of a run whose "
             f"tracking server was down, with a file {SPOOL}."
         ) from error
-    if about["host"] == socket.gethostname() and about["pid"] != os.getpid() and psutil.pid_exists(about["pid"]):
+    if about["pid"] != os.getpid() and _is_running(about):
         raise UserError(
             f"the job that writes to {folder} is still running (process {about['pid']}); it sends what waits by "
             "itself. Wait for its end."
         )
     os.environ["MLFLOW_TRACKING_URI"] = about["uri"]
-    store, total = connect(), len(unsent)
+    store = connect()
     if all(operation["op"] != "end" for operation in unsent):
         unsent.append({"op": "tags", "tags": {_REASON_TAGS["KILLED"]: "killed while its tracking server was down"}})
         unsent.append({"op": "end", "status": "KILLED", "time": int(time.time() * 1000)})
-    errors: list[Exception] = []
+    total, errors = len(unsent), list[Exception]()
     _send_all(store, about["run_id"], folder, unsent, errors)
     if unsent:
         _save_spool(folder, store.uri, about["run_id"], unsent)
@@ -274,11 +288,22 @@ def _send_all(
 
 
 def _save_spool(folder: Path, uri: str, run_id: str, unsent: Sequence[Operation]) -> None:
-    about = {"uri": uri, "run_id": run_id, "pid": os.getpid(), "host": socket.gethostname()}
+    started = psutil.Process().create_time()
+    about = {"uri": uri, "run_id": run_id, "host": socket.gethostname(), "pid": os.getpid(), "started": started}
     lines = [json.dumps(about), *(json.dumps(operation) for operation in unsent)]
     temporary = folder / (SPOOL + ".tmp")
     temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
     temporary.replace(folder / SPOOL)
+
+
+def _is_running(about: Mapping[str, Any]) -> bool:
+    """Whether the process that wrote the file is still there; another may have got its number since."""
+    if about["host"] != socket.gethostname():
+        return False
+    try:
+        return abs(psutil.Process(about["pid"]).create_time() - float(about["started"])) < 1
+    except psutil.Error:
+        return False
 
 
 def apply(store: Store, run_id: str, folder: Path, operation: Operation) -> None:

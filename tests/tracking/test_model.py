@@ -17,7 +17,7 @@ from imgcls.data.augment import Preprocessing
 from imgcls.inference.classifier import Classifier
 from imgcls.models.family import build
 from imgcls.models.plaincnn import PlainCNNConfig
-from imgcls.tracking.model import MODEL_NAME, log_model, requirements
+from imgcls.tracking.model import MODEL_NAME, REQUIREMENTS, log_model, requirements
 from imgcls.tracking.store import Store, connect
 
 # MLflow's own models of its tables, read when its SQL store is first opened.
@@ -188,3 +188,19 @@ def test_no_images_give_no_rows(python_model: Any) -> None:
 def test_what_is_no_image_is_an_error_that_says_so(python_model: Any, cell: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         python_model.predict(None, pd.DataFrame({"image": pd.Series([cell], dtype=object)}))
+
+
+def test_the_requirements_name_every_package_that_the_code_in_the_model_imports() -> None:
+    code = (
+        "import ast, pathlib, sys; import imgcls.inference.classifier\n"
+        "for name, module in list(sys.modules.items()):\n"
+        "    if name.partition('.')[0] == 'imgcls':\n"
+        "        for node in ast.parse(pathlib.Path(module.__file__).read_text()).body:\n"
+        "            if isinstance(node, ast.Import): print(*[alias.name for alias in node.names], sep='\\n')\n"
+        "            if isinstance(node, ast.ImportFrom): print(node.module)\n"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True).stdout
+    imported = {line.partition(".")[0] for line in found.split()} - {"imgcls"} - set(sys.stdlib_module_names)
+    called = {"PIL": "pillow", "cv2": "opencv-python-headless"}
+    assert {"torch", "PIL", "cv2"} <= imported
+    assert {called.get(name, name) for name in imported} <= set(REQUIREMENTS)

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 
 from imgcls.errors import UserError
@@ -186,7 +187,8 @@ def test_a_second_outage_while_resending_loses_and_swaps_nothing(run: TrackedRun
 def test_what_waits_is_on_disk_at_every_moment(run: TrackedRun, client: FakeClient) -> None:
     client.fails = lambda _call: True
     run.log_metrics({"a": 1}, step=1)
-    assert spool(run)[0] == {"uri": URI, "run_id": "r1", "pid": os.getpid(), "host": socket.gethostname()}
+    about = {"uri": URI, "run_id": "r1", "pid": os.getpid(), "host": socket.gethostname()}
+    assert spool(run)[0] == {**about, "started": psutil.Process().create_time()}
     assert [row["op"] for row in spool(run)[1:]] == ["metrics"]
     run.log_text("text", "notes/a.txt")
     assert [row["op"] for row in spool(run)[1:]] == ["metrics", "artifact"]
@@ -237,10 +239,29 @@ def test_upload_leaves_a_job_that_is_still_running_alone(run: TrackedRun, client
     client.fails = lambda _call: True
     run.log_metrics({"a": 1}, step=1)
     path = run.folder / SPOOL
-    path.write_text(path.read_text().replace(f'"pid": {os.getpid()}', f'"pid": {os.getppid()}'))
+    about, *rest = spool(run)
+    parent = {"pid": os.getppid(), "started": psutil.Process(os.getppid()).create_time()}
+    path.write_text("\n".join(json.dumps(line) for line in [{**about, **parent}, *rest]))
     with pytest.raises(UserError, match=f"is still running .process {os.getppid()}."):
         upload(run.folder)
     assert path.exists()
+    client.fails = lambda _call: False
+    path.write_text("\n".join(json.dumps(line) for line in [{**about, **parent, "started": 1.0}, *rest]))
+    assert upload(run.folder)[0] == "r1"  # another process has got the number since
+
+
+def test_a_full_disk_keeps_the_writes_in_memory_and_says_so_where_they_are_lost(
+    run: TrackedRun, client: FakeClient, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_args: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(tracking, "_save_spool", full)
+    client.fails = lambda _call: True
+    run.log_metrics({"a": 1}, step=1)
+    assert run.num_unsent == 1
+    assert not run.finish("FINISHED")
+    assert "2 writes are lost" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("content", [None, "", "no json\n"])
