@@ -254,3 +254,15 @@ def test_a_training_whose_run_is_not_complete_ends_with_3(monkeypatch: pytest.Mo
     monkeypatch.setattr(job, "run_training", run_training)
     assert exit_code(monkeypatch, "train", "--optim.lr", "1e-2") == 3
     assert given == [0.01]
+
+
+def test_a_full_disk_is_an_error_without_a_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_args: Any, **_options: Any) -> None:
+        raise OSError(28, "No space left on device", "outputs/a")
+
+    monkeypatch.setattr(cli_module.cli, "main", full)
+    assert exit_code(monkeypatch) == 2
+    expected = "imgcls: error: the disk is full (outputs/a): No space left on device. Free space and run again.\n"
+    assert capsys.readouterr().err == expected

@@ -366,13 +366,13 @@ def _log_checkpoints(run: TrackedRun) -> None:
 def _report_end(run: TrackedRun, console: Console, complete: bool, headline: str) -> None:
     console.say(headline)
     console.say(f"run {run.where}")
-    if not complete:
+    if complete:
+        console.say("next: imgcls ui    (curves, tables and the model of this run, beside other runs)")
+    elif not run.lost:
         console.say(
             f"{run.num_unsent} writes could not be sent to {run.store.uri}; they wait in {run.folder}. When the server "
             f"answers again: imgcls upload {shlex.quote(str(run.folder))}"
         )
-    else:
-        console.say("next: imgcls ui    (curves, tables and the model of this run, beside other runs)")
 
 
 def _run_name(prepared: _Prepared) -> str:

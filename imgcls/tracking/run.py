@@ -42,6 +42,9 @@ class TrackedRun:
         store: the store that the run is in.
         run_id: the run.
         folder: the run's work folder, made if need be; artifacts are written here first.
+
+    Attributes:
+        lost: at its end the run could neither be sent nor kept whole.
     """
 
     def __init__(self, store: Store, run_id: str, folder: Path) -> None:
@@ -50,6 +53,7 @@ class TrackedRun:
         self._unsent: list[Operation] = []
         self._next_try = 0.0
         self._ended = False
+        self.lost = False
         folder.mkdir(parents=True, exist_ok=True)
 
     @property
@@ -135,6 +139,7 @@ class TrackedRun:
         try:
             self._save()
         except OSError as error:
+            self.lost = True
             print(
                 f"imgcls: {self.num_unsent} writes are lost: the store does not take them, and {self.folder} cannot be "
                 f"written ({error.strerror})",

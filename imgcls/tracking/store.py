@@ -61,8 +61,8 @@ def connect() -> Store:
         _open_sqlite(uri)
     for name, value in _MLFLOW_SETTINGS.items():
         os.environ.setdefault(name, value)
-    for noisy in ("alembic", "mlflow.store.db.utils"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # its errors come as exceptions too
     try:
         import mlflow
 

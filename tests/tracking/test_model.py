@@ -2,6 +2,8 @@
 
 import base64
 import io
+import subprocess
+import sys
 from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace

@@ -262,6 +262,7 @@ def test_a_full_disk_keeps_the_writes_in_memory_and_says_so_where_they_are_lost(
     assert run.num_unsent == 1
     assert not run.finish("FINISHED")
     assert "2 writes are lost" in capsys.readouterr().err
+    assert run.lost
 
 
 @pytest.mark.parametrize("content", [None, "", "no json\n"])
