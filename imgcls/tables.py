@@ -28,17 +28,37 @@ class Skipped:
 
 
 @dataclass(frozen=True)
+class Encoded:
+    """Encoded image files, one after the other.
+
+    Attributes:
+        data: their bytes, (B,) uint8; may be memory-mapped.
+        ends: (N + 1,) int64: file k is data[ends[k]:ends[k + 1]].
+    """
+
+    data: npt.NDArray[np.uint8]
+    ends: npt.NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.ends) - 1
+
+    def __getitem__(self, row: int) -> bytes:
+        return self.data[self.ends[row] : self.ends[row + 1]].tobytes()
+
+
+@dataclass(frozen=True)
 class Manifest:
     """The images of a data set, one row each.
 
     Attributes:
         frame: columns `id` (stable, unique), `path` (absolute, or "" where `row` counts), `row` (index into
-            `images`, or -1), `label` (index into `classes`, -1 unknown), `split` (train, val, test or ""),
+            `images` or `encoded`, or -1), `label` (index into `classes`, -1 unknown), `split` (train, val, test or ""),
             `group` (images of one group belong on one side of a split; "" none), `content` (a hash of the
             image's bytes).
         classes: class names; their order is the order of every probability vector.
         digest: 32 hex digits; equal for equal image bytes and labels, wherever the files lie.
         images: (N, H, W) or (N, H, W, 3) uint8 where the source holds the pixels itself, else None.
+        encoded: encoded image files where the source holds them itself, else None.
         skipped: the files that were passed over.
     """
 
@@ -46,6 +66,7 @@ class Manifest:
     classes: tuple[str, ...]
     digest: str
     images: npt.NDArray[np.uint8] | None = None
+    encoded: Encoded | None = None
     skipped: tuple[Skipped, ...] = ()
 
     @classmethod
@@ -55,13 +76,14 @@ class Manifest:
         *,
         classes: Sequence[str],
         images: npt.NDArray[np.uint8] | None = None,
+        encoded: Encoded | None = None,
         skipped: Sequence[Skipped] = (),
     ) -> "Manifest":
         """A manifest of the rows; the columns a row leaves out get their empty value."""
         empty = {"id": "", "path": "", "row": -1, "label": -1, "split": "", "group": "", "content": ""}
         frame = pd.DataFrame([{**empty, **row} for row in rows], columns=list(MANIFEST_COLUMNS))
         assert frame["id"].is_unique, "a source gave the same id twice"
-        return cls(frame, tuple(classes), _digest(frame, classes), images, tuple(skipped))
+        return cls(frame, tuple(classes), _digest(frame, classes), images, encoded, tuple(skipped))
 
     def __len__(self) -> int:
         return len(self.frame)

@@ -1,14 +1,19 @@
 """Fixtures that every test has: a clean MLflow environment, a folder of its own, fixed seeds."""
 
+import atexit
 import os
 import random
+import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models on cores that the other tests use too
-
+if "PYTEST_XDIST_WORKER" not in os.environ:  # one cache for all workers, and not the user's
+    os.environ["IMGCLS_CACHE"] = tempfile.mkdtemp(prefix="imgcls-cache-")
+    atexit.register(shutil.rmtree, os.environ["IMGCLS_CACHE"], ignore_errors=True)
 import numpy as np
 import pytest
 from PIL import Image

@@ -1,5 +1,6 @@
 """Image pipelines: random ones for training, the fixed one for evaluation and serving (the door to albumentations)."""
 
+import io
 import math
 import os
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ from PIL import Image
 from pydantic import Field
 
 from imgcls.data.decode import Pixels, decode, shrink, to_channels
-from imgcls.data.images import Images
+from imgcls.data.images import Images, name_of, read_encoded
 from imgcls.errors import UserError
 from imgcls.sections import Section
 from imgcls.tables import Manifest
@@ -148,16 +149,19 @@ def resolve_image_size(config: AugmentConfig, manifest: Manifest) -> int:
         return config.image_size
     if manifest.images is not None:
         return int(np.clip(min(manifest.images.shape[1:3]), 8, 224))
-    paths = manifest.frame["path"].iloc[:: max(1, math.ceil(len(manifest) / 256))]
-    return int(np.clip(np.median([_short_side(str(path)) for path in paths]), 8, 224))
+    sampled = range(0, len(manifest), max(1, math.ceil(len(manifest) / 256)))
+    return int(np.clip(np.median([_short_side(manifest, index) for index in sampled]), 8, 224))
 
 
-def _short_side(path: str) -> int:
+def _short_side(manifest: Manifest, index: int) -> int:
     try:
-        with Image.open(path) as image:
+        with Image.open(io.BytesIO(read_encoded(manifest, index))) as image:
             return min(image.size)
+    except UserError:
+        raise
     except Exception as error:
-        raise UserError(f"cannot read the image {path}: {error}. Mend or remove the file.") from error
+        name = name_of(manifest, index)
+        raise UserError(f"cannot read the image {name}: {error}. Mend or remove the file.") from error
 
 
 def preprocessing(config: AugmentConfig, *, size: int, channels: int, train_images: Images) -> Preprocessing:

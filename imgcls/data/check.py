@@ -3,7 +3,7 @@
 import os
 from concurrent.futures import ThreadPoolExecutor
 
-from imgcls.data.images import FileImages, Progress, map_bounded
+from imgcls.data.images import DecodedImages, Progress, map_bounded
 from imgcls.errors import UserError
 from imgcls.tables import Manifest, Skipped
 
@@ -16,7 +16,7 @@ def drop_unreadable(manifest: Manifest, *, progress: Progress | None = None) -> 
     """
     if manifest.images is not None:
         return manifest
-    files = FileImages([str(path) for path in manifest.frame["path"]], channels=3, short_side=32)
+    files = DecodedImages(manifest, channels=3, short_side=32)
 
     def reason(index: int) -> str | None:
         try:

@@ -26,23 +26,48 @@ class Images(Protocol):
     def __getitem__(self, index: int) -> Pixels: ...
 
 
-class FileImages:
-    """Images decoded from their files at every access."""
+def read_encoded(manifest: Manifest, index: int) -> bytes:
+    """The encoded bytes of one image of a manifest that holds no pixels itself.
 
-    def __init__(self, paths: list[str], *, channels: int, short_side: int) -> None:
-        self._paths, self._channels, self._short_side = paths, channels, short_side
+    Raises:
+        UserError: its file cannot be read.
+    """
+    if manifest.encoded is not None:
+        return manifest.encoded[int(manifest.frame["row"].to_numpy()[index])]
+    path = Path(str(manifest.frame["path"].iat[index]))
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read the image {path}: {error.strerror}. Mend or remove the file.") from error
+
+
+def name_of(manifest: Manifest, index: int) -> str:
+    """What an error calls an image: its file, or its id where it has none of its own."""
+    return str(manifest.frame["path"].iat[index] or manifest.frame["id"].iat[index])
+
+
+class DecodedImages:
+    """A manifest's images, decoded at every access.
+
+    Args:
+        manifest: files, or encoded bytes; not pixels.
+        channels: 1 or 3.
+        short_side: pixels; larger images are shrunk to it.
+    """
+
+    def __init__(self, manifest: Manifest, *, channels: int, short_side: int) -> None:
+        self._manifest, self._channels, self._short_side = manifest, channels, short_side
 
     def __len__(self) -> int:
-        return len(self._paths)
+        return len(self._manifest)
 
     def __getitem__(self, index: int) -> Pixels:
-        path = Path(self._paths[index])
+        data = read_encoded(self._manifest, index)
         try:
-            return decode(path.read_bytes(), channels=self._channels, short_side=self._short_side)
-        except OSError as error:
-            raise UserError(f"cannot read the image {path}: {error.strerror}. Mend or remove the file.") from error
+            return decode(data, channels=self._channels, short_side=self._short_side)
         except DecodeError as error:
-            raise UserError(f"cannot read the image {path}: {error}. Mend or remove the file.") from error
+            name = name_of(self._manifest, index)
+            raise UserError(f"cannot read the image {name}: {error}. Mend or remove the file.") from error
 
 
 def open_images(
@@ -63,7 +88,7 @@ def open_images(
     if manifest.images is not None:
         rows = manifest.frame["row"].to_numpy()
         return [shrink(to_channels(manifest.images[row], channels), short_side) for row in rows]
-    files = FileImages([str(path) for path in manifest.frame["path"]], channels=channels, short_side=short_side)
+    files = DecodedImages(manifest, channels=channels, short_side=short_side)
     budget = min(budget_mb * 2**20, psutil.virtual_memory().available // 2)
     kept: list[Pixels] = []
     bad: list[str] = []

@@ -9,41 +9,26 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
 import imgcls
-from imgcls.data.augment import (
-    Pipeline,
-    Preprocessing,
-    evaluation_pipeline,
-    preprocessing,
-    resolve_image_size,
-    store_size,
-    training_pipeline,
-)
-from imgcls.data.balance import LOSS_BALANCES, class_weights
-from imgcls.data.check import drop_unreadable
-from imgcls.data.images import Images, open_images
-from imgcls.data.loading import Loader, resolve_num_workers
-from imgcls.data.source import scan
-from imgcls.data.split import split
+from imgcls.data.balance import LOSS_BALANCES
 from imgcls.errors import UserError
 from imgcls.evaluation import plots
 from imgcls.evaluation.metrics import confusion_matrix, per_class_table, summary
 from imgcls.inference.classifier import Classifier
 from imgcls.inference.predict import predict
 from imgcls.jobs.console import Console
+from imgcls.jobs.prepare import Prepared, prepare
 from imgcls.jobs.signals import Signals, Stopped
 from imgcls.jobs.surroundings import environment, git_commit
-from imgcls.models.family import StagedModel, build, num_parameters
+from imgcls.models.family import StagedModel, num_parameters
 from imgcls.recipe import Recipe, Resolved, resolve
-from imgcls.tables import SPLITS, History, Manifest, Predictions, Row, Split
+from imgcls.tables import History, Predictions, Row
 from imgcls.tracking import run as tracking
 from imgcls.tracking.run import TrackedRun
 from imgcls.training.checkpoint import Checkpoint
-from imgcls.training.device import Plan, resolve_plan
-from imgcls.training.fit import BEST, LAST, best_row, fit, seed_all
+from imgcls.training.fit import BEST, LAST, best_row, fit
 
 
 @dataclass(frozen=True)
@@ -71,21 +56,6 @@ class TrainResult:
     classifier: Classifier
     recipe: Recipe
     unsent: Path | None
-
-
-@dataclass(frozen=True)
-class _Prepared:
-    """Everything that is made, and can fail, before there is a run."""
-
-    resolved: Resolved
-    recipe: Recipe
-    plan: Plan
-    manifest: Manifest
-    preprocessing: Preprocessing
-    train: Loader
-    val: Loader
-    model: StagedModel
-    class_weights: npt.NDArray[np.float64]
 
 
 def train(
@@ -119,7 +89,7 @@ def train(
 def run_training(resolved: Resolved, console: Console, signals: Signals) -> TrainResult:
     """`train` with its surroundings given."""
     try:
-        prepared = _prepare(resolved, console)
+        prepared = prepare(resolved, console)
         signals.hold()
         run = tracking.start(Path(prepared.recipe.train.output_dir), name=_run_name(prepared), tags=_tags(prepared))
     except Exception as error:
@@ -175,79 +145,7 @@ def _reason(error: Exception) -> str:
     return str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
 
 
-def _prepare(resolved: Resolved, console: Console) -> _Prepared:
-    recipe = resolved.recipe
-    for notice in resolved.notices:
-        console.say(f"note: {notice}")
-    plan = resolve_plan(recipe.train.device, recipe.train.precision)
-    manifest = scan(recipe.data)
-    if recipe.data.on_bad_image == "skip":
-        manifest = drop_unreadable(manifest, progress=lambda done, total: console.count("checking images", done, total))
-    manifest = split(manifest, recipe.data)
-    size = resolve_image_size(recipe.augment, manifest.part("train"))
-    recipe = recipe.replace({"augment.image_size": size})
-    seed_all(recipe.train.seed)
-    model = build(recipe.model, num_classes=len(manifest.classes), in_channels=recipe.data.channels, image_size=size)
-    images = {name: _open(name, manifest, recipe, console) for name in SPLITS}
-    steps = preprocessing(recipe.augment, size=size, channels=recipe.data.channels, train_images=images["train"])
-    random_steps = training_pipeline(recipe.augment, size=size, channels=recipe.data.channels)
-    weights = _class_weights(manifest, recipe)
-    chances = weights[manifest.part("train").labels] if recipe.data.balance == "oversample" else None
-    train_loader = _loader("train", images["train"], random_steps, manifest, recipe, plan, chances)
-    val_loader = _loader("val", images["val"], evaluation_pipeline(size), manifest, recipe, plan)
-    total, _ = num_parameters(model)
-    counts = ", ".join(f"{name} {count:,}" for name, count in manifest.counts().items())
-    console.say(
-        f"{len(manifest):,} images of {len(manifest.classes):,} classes ({counts}) at {size} px; "
-        f"{recipe.model.family} with {total:,} parameters on {plan}"
-    )
-    if manifest.skipped:
-        first = ", ".join(f"{item.path} ({item.reason})" for item in manifest.skipped[:3])
-        count = len(manifest.skipped)
-        console.say(f"skipped {count:,} file{'s' * (count != 1)}: {first}{', …' * (count > 3)}")
-    return _Prepared(resolved, recipe, plan, manifest, steps, train_loader, val_loader, model, weights)
-
-
-def _class_weights(manifest: Manifest, recipe: Recipe) -> npt.NDArray[np.float64]:
-    counts = np.bincount(manifest.part("train").labels, minlength=len(manifest.classes))
-    return class_weights(counts, recipe.data.balance, beta=recipe.data.balance_beta)
-
-
-def _loader(
-    name: Split,
-    images: Images,
-    pipeline: Pipeline,
-    manifest: Manifest,
-    recipe: Recipe,
-    plan: Plan,
-    chances: npt.NDArray[np.float64] | None = None,
-) -> Loader:
-    return Loader(
-        images,
-        manifest.part(name).labels,
-        pipeline,
-        batch_size=recipe.train.batch_size,
-        seed=recipe.train.seed,
-        shuffle=name == "train",
-        chances=chances,
-        num_workers=resolve_num_workers(recipe.data.num_workers, device=plan.device),
-        pin_memory=plan.device == "cuda",
-    )
-
-
-def _open(name: Split, manifest: Manifest, recipe: Recipe, console: Console) -> Images:
-    """The images of a split. Those of the test split are decoded to prove them readable, and not looked at."""
-    assert recipe.augment.image_size != "auto"
-    return open_images(
-        manifest.part(name),
-        channels=recipe.data.channels,
-        short_side=store_size(recipe.augment.image_size),
-        budget_mb=0 if name == "test" else recipe.data.memory_budget_mb,
-        progress=lambda done, total: console.count(f"reading {name} images", done, total),
-    )
-
-
-def _describe(run: TrackedRun, prepared: _Prepared) -> None:
+def _describe(run: TrackedRun, prepared: Prepared) -> None:
     """Log what is known before the first epoch."""
     recipe, manifest = prepared.recipe, prepared.manifest
     run.log_params(recipe.flat())
@@ -274,7 +172,7 @@ def _describe(run: TrackedRun, prepared: _Prepared) -> None:
     run.log_metrics({"model/parameters": total, "model/trainable_parameters": trained})
 
 
-def _train(run: TrackedRun, prepared: _Prepared, console: Console, signals: Signals) -> History:
+def _train(run: TrackedRun, prepared: Prepared, console: Console, signals: Signals) -> History:
     recipe, epochs = prepared.recipe, prepared.recipe.train.epochs
     checkpoints = run.file(f"checkpoints/{LAST}").parent
     history = History()
@@ -317,7 +215,7 @@ def _metrics(row: Row) -> dict[str, float]:
 
 
 def _conclude(
-    run: TrackedRun, prepared: _Prepared, history: History, console: Console
+    run: TrackedRun, prepared: Prepared, history: History, console: Console
 ) -> tuple[Predictions, Classifier]:
     """Log what follows from the best weights: predictions, tables, figures, checkpoints, the model."""
     recipe, manifest, model = prepared.recipe, prepared.manifest, prepared.model
@@ -375,12 +273,12 @@ def _report_end(run: TrackedRun, console: Console, complete: bool, headline: str
         )
 
 
-def _run_name(prepared: _Prepared) -> str:
+def _run_name(prepared: Prepared) -> str:
     """Family and data, and letters that tell runs of both apart; MLflow's own names say nothing."""
     return f"{prepared.recipe.model.family}-{Path(prepared.recipe.data.origin).name}-{secrets.token_hex(2)}"
 
 
-def _tags(prepared: _Prepared) -> dict[str, str]:
+def _tags(prepared: Prepared) -> dict[str, str]:
     tags = {
         "imgcls.verb": "train",
         "imgcls.version": imgcls.__version__,

@@ -114,8 +114,8 @@ def test_an_automatic_size_is_the_median_shorter_side(tmp_path: Path, sizes: lis
 def test_an_automatic_size_looks_at_256_images_at_most(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
 
-    def look(path: str) -> int:
-        seen.append(path)
+    def look(_manifest: Manifest, index: int) -> int:
+        seen.append(index)
         return 40
 
     monkeypatch.setattr("imgcls.data.augment._short_side", look)

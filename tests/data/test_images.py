@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from imgcls.data.images import FileImages, open_images
+from imgcls.data.images import DecodedImages, open_images
 from imgcls.data.source import scan
 from imgcls.data.sources.folder import FolderConfig
 from imgcls.errors import UserError
@@ -24,7 +24,7 @@ def test_images_over_the_budget_are_decoded_on_the_fly_to_the_same_pixels(make_f
     kept = open_images(manifest, channels=3, short_side=20, budget_mb=10)
     on_the_fly = open_images(manifest, channels=3, short_side=20, budget_mb=0)
     assert isinstance(kept, list)
-    assert isinstance(on_the_fly, FileImages)
+    assert isinstance(on_the_fly, DecodedImages)
     assert len(kept) == len(on_the_fly) == 8
     for row in range(8):
         assert np.array_equal(kept[row], on_the_fly[row])

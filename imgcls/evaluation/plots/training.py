@@ -1,36 +1,25 @@
-"""Figures of a training and its predictions (a door to matplotlib; no pyplot, so no global state)."""
+"""Figures of a training and its predictions."""
 
-import warnings
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
-from matplotlib.font_manager import fontManager
 from matplotlib.ticker import MaxNLocator
 
 from imgcls.evaluation.metrics import Counts
+from imgcls.evaluation.plots.base import BLUE, GREY, ORANGE, fonts, short
 from imgcls.tables import History
 
-matplotlib.use("Agg", force=False)
-
-BLUE, ORANGE, GREY = "#2a6fb0", "#d9730d", "#666666"
 MOST_LABELS = 60
 """Classes up to which a confusion matrix names every one."""
 MOST_NUMBERS = 20
 """Classes up to which a confusion matrix writes its counts."""
 MOST_CELLS = 250
 """Cells on a side; of more classes neighbours share a cell, or a screen's pixels would swallow most of them."""
-FALLBACK_FONTS = (
-    "Noto Sans CJK SC", "Noto Sans CJK JP", "Source Han Sans SC", "WenQuanYi Zen Hei", "PingFang SC",
-    "Hiragino Sans", "Microsoft YaHei", "Malgun Gothic", "Noto Sans Arabic", "Noto Sans Devanagari", "Arial Unicode MS",
-)  # fmt: skip
-"""Fonts for names in scripts that matplotlib's own font lacks, where the machine has them."""
 
 
 def curves(history: History, *, best_epoch: int) -> Figure:
@@ -87,7 +76,7 @@ def confusion(counts: Counts, classes: Sequence[str], *, title: str) -> Figure:
     kind += f" ({group} neighbours a cell)" if group > 1 else ""
     axes.set(xlabel=f"predicted{kind}", ylabel=f"true{kind}", title=title)
     if num_classes <= MOST_LABELS:
-        _write_names(axes, [_short(name) for name in classes])
+        _write_names(axes, [short(name) for name in classes])
     if num_classes <= MOST_NUMBERS:
         _write_counts(axes, counts, shares)
     return figure
@@ -99,19 +88,12 @@ def _grouped(counts: Counts, group: int) -> Counts:
     return np.add.reduceat(np.add.reduceat(counts, starts, axis=0), starts, axis=1)
 
 
-def _short(name: str, most: int = 24) -> str:
-    """The name in one line, its middle left out where it is long: names often differ at the end."""
-    line = " ".join(name.split())
-    return line if len(line) <= most else f"{line[: most - 10].rstrip()}…{line[-9:].lstrip()}"
-
-
 def _write_names(axes: Axes, names: list[str]) -> None:
     numbers = range(len(names))
     level = len(names) <= 12 and max(map(len, names)) <= 3
-    installed = {font.name for font in fontManager.ttflist}
     style: dict[str, Any] = {
         "fontsize": 10 if len(names) <= MOST_NUMBERS else 7,
-        "fontfamily": [*matplotlib.rcParams["font.family"], *(name for name in FALLBACK_FONTS if name in installed)],
+        "fontfamily": fonts(),
         "parse_math": False,  # a class called $x_$ is no formula
     }
     axes.set_xticks(numbers, names, rotation=0 if level else 90, **style)
@@ -123,11 +105,3 @@ def _write_counts(axes: Axes, counts: Counts, shares: npt.NDArray[np.float64]) -
         if count:
             colour = "white" if shares[row, column] > 0.3 else "black"
             axes.text(column, row, str(count), ha="center", va="center", color=colour, fontsize=8)
-
-
-def save(figure: Figure, path: Path) -> None:
-    """Write the figure as a PNG."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font", category=UserWarning)
-        figure.savefig(path, dpi=110)

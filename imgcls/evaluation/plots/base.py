@@ -1,0 +1,37 @@
+"""What all figures share: colours, names of classes in any script, saving (the door to matplotlib; no pyplot)."""
+
+import warnings
+from pathlib import Path
+
+import matplotlib
+from matplotlib.figure import Figure
+from matplotlib.font_manager import fontManager
+
+matplotlib.use("Agg", force=False)
+
+BLUE, ORANGE, GREY = "#2a6fb0", "#d9730d", "#666666"
+FALLBACK_FONTS = (
+    "Noto Sans CJK SC", "Noto Sans CJK JP", "Source Han Sans SC", "WenQuanYi Zen Hei", "PingFang SC",
+    "Hiragino Sans", "Microsoft YaHei", "Malgun Gothic", "Noto Sans Arabic", "Noto Sans Devanagari", "Arial Unicode MS",
+)  # fmt: skip
+"""Fonts for names in scripts that matplotlib's own font lacks, where the machine has them."""
+
+
+def fonts() -> list[str]:
+    """matplotlib's own font, then those of FALLBACK_FONTS that are installed."""
+    installed = {font.name for font in fontManager.ttflist}
+    return [*matplotlib.rcParams["font.family"], *(name for name in FALLBACK_FONTS if name in installed)]
+
+
+def short(name: str, most: int = 24) -> str:
+    """The name in one line, its middle left out where it is long: names often differ at the end."""
+    line = " ".join(name.split())
+    return line if len(line) <= most else f"{line[: most - 10].rstrip()}…{line[-9:].lstrip()}"
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write the figure as a PNG."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font", category=UserWarning)
+        figure.savefig(path, dpi=110)
