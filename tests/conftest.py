@@ -1,6 +1,7 @@
 """Fixtures that every test has: a clean MLflow environment, a folder of its own, fixed seeds."""
 
 import atexit
+import hashlib
 import os
 import random
 import shutil
@@ -54,3 +55,14 @@ def make_folder(tmp_path: Path) -> MakeFolder:
         return root
 
     return make
+
+
+def put(root: Path, *names: str) -> Path:
+    """Images at these relative paths, every one different."""
+    for name in names:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        seed = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=4).digest(), "big")
+        pixels = np.random.default_rng(seed).integers(0, 256, (6, 5, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(path, "PNG")
+    return root

@@ -6,10 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import pytest
-from PIL import Image
 
 from imgcls.data.source import scan
 from imgcls.data.sources.csv import CsvConfig
@@ -17,17 +15,7 @@ from imgcls.data.sources.folder import FolderConfig
 from imgcls.data.split import split
 from imgcls.errors import UserError
 from imgcls.tables import Manifest
-
-
-def put(root: Path, *names: str) -> Path:
-    """Images at these relative paths, every one different."""
-    for name in names:
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        seed = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=4).digest(), "big")
-        pixels = np.random.default_rng(seed).integers(0, 256, (6, 5, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(path, "PNG")
-    return root
+from tests.conftest import put
 
 
 def table(text: str | bytes, name: str = "labels.csv") -> Path:
