@@ -95,6 +95,34 @@ def recipe_diff(a: str, b: str) -> None:
     click.echo(recipes.diff(a, b), nl=False)
 
 
+@cli.group()
+def data() -> None:
+    """Check, preview and cache data sets."""
+
+
+@data.command("preview", context_settings=_OVERRIDABLE)
+@click.argument("words", metavar="[RECIPE] [--SECTION.FIELD VALUE]...", nargs=-1, type=click.UNPROCESSED)
+@click.option(
+    "--out", default="preview.png", show_default=True, type=click.Path(path_type=Path), help="The PNG file to write."
+)
+def data_preview(words: tuple[str, ...], out: Path) -> None:
+    """Draw training images beside what augmentation makes of them.
+
+    The variants are drawn as train.seed would draw them in the first epochs. Only the images shown are decoded, and no
+    run is made; every training logs the same figure as plots/augmentation.png.
+
+    \b
+    imgcls data preview
+    imgcls data preview --data.root photos/ --augment.preset light --out light.png
+    """
+    recipe, texts = parse_words(words)
+    from imgcls.jobs import data_preview as job
+    from imgcls.jobs.console import Console
+    from imgcls.recipe import resolve
+
+    job.run(resolve(recipe, texts=texts), out, Console())
+
+
 @cli.command()
 @click.option("--port", default=5000, show_default=True, type=click.IntRange(1, 65535), help="Port on 127.0.0.1.")
 @click.option("--no-open", is_flag=True, help="Do not open a browser.")

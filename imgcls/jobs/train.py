@@ -18,6 +18,7 @@ from imgcls.evaluation import plots
 from imgcls.evaluation.metrics import confusion_matrix, per_class_table, summary
 from imgcls.inference.classifier import Classifier
 from imgcls.inference.predict import predict
+from imgcls.jobs import data_preview
 from imgcls.jobs.console import Console
 from imgcls.jobs.prepare import Prepared, prepare
 from imgcls.jobs.signals import Signals, Stopped
@@ -168,6 +169,8 @@ def _describe(run: TrackedRun, prepared: Prepared) -> None:
     if manifest.skipped:
         lines = [json.dumps({"path": item.path, "reason": item.reason}) for item in manifest.skipped]
         run.log_text("\n".join(lines) + "\n", "tables/skipped.jsonl")
+    data_preview.draw(recipe, manifest, run.file("plots/augmentation.png"))
+    run.log_file("plots/augmentation.png")
     total, trained = num_parameters(prepared.model)
     run.log_metrics({"model/parameters": total, "model/trainable_parameters": trained})
 

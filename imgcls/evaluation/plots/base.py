@@ -1,5 +1,6 @@
 """What all figures share: colours, names of classes in any script, saving (the door to matplotlib; no pyplot)."""
 
+import unicodedata
 import warnings
 from pathlib import Path
 
@@ -10,6 +11,8 @@ from matplotlib.font_manager import fontManager
 matplotlib.use("Agg", force=False)
 
 BLUE, ORANGE, GREY = "#2a6fb0", "#d9730d", "#666666"
+DPI = 110
+"""Pixels an inch of a saved figure."""
 FALLBACK_FONTS = (
     "Noto Sans CJK SC", "Noto Sans CJK JP", "Source Han Sans SC", "WenQuanYi Zen Hei", "PingFang SC",
     "Hiragino Sans", "Microsoft YaHei", "Malgun Gothic", "Noto Sans Arabic", "Noto Sans Devanagari", "Arial Unicode MS",
@@ -29,9 +32,24 @@ def short(name: str, most: int = 24) -> str:
     return line if len(line) <= most else f"{line[: most - 10].rstrip()}…{line[-9:].lstrip()}"
 
 
+def fitting(text: str, columns: int) -> str:
+    """The text in one line of so many columns at most (11 at least), of which a Chinese character takes two."""
+    most = max(columns, 11)
+    line = short(text, most)
+    while sum(2 if is_wide(letter) else 1 for letter in line) > columns and most > 11:
+        most -= 1
+        line = short(text, most)
+    return line
+
+
+def is_wide(letter: str) -> bool:
+    """Whether a letter takes the room of two, as Chinese ones do."""
+    return unicodedata.east_asian_width(letter) in "WF"
+
+
 def save(figure: Figure, path: Path) -> None:
     """Write the figure as a PNG."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from font", category=UserWarning)
-        figure.savefig(path, dpi=110)
+        figure.savefig(path, dpi=DPI)
