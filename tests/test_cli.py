@@ -171,6 +171,14 @@ def test_recipe_schema_is_json() -> None:
     assert run("recipe", "schema").output == json.dumps(json_schema(), indent=2) + "\n"
 
 
+def test_data_preview_writes_a_picture_and_says_where() -> None:
+    result = run("data", "preview", "digits", "--augment.image_size", "8", "--out", "small.png", "--train.seed=2")
+    assert (result.output, result.exit_code) == (f"wrote {Path.cwd()}/small.png\n", 0)
+    assert run("data", "preview", "--out=small.png").output == f"wrote {Path.cwd()}/small.png\n"
+    assert run("data", "preview").output == f"wrote {Path.cwd()}/preview.png\n"
+    assert sorted(path.name for path in Path().iterdir()) == ["preview.png", "small.png"]
+
+
 def test_an_unknown_command_is_an_error_that_names_it() -> None:
     result = run("tarin")
     assert result.exit_code == 2
@@ -195,6 +203,8 @@ def test_a_port_out_of_range_is_an_error(port: str) -> None:
         (["tarin"], 2),
         (["recipe", "diff", "a"], 2),
         (["train", "a", "b"], 2),
+        (["data", "preview", "--out", "a.jpg"], 2),
+        (["data", "preview", "--optim.lrr", "1"], 2),
     ],
 )
 def test_main_ends_with_the_exit_code_of_what_happened(

@@ -30,7 +30,8 @@ def check_complete(runs: Runs, run: Any, epochs: int, tmp_path: Path) -> None:
     assert watched == list(range(len(watched)))
     assert len(watched) > 0
     assert {
-        "recipe.yaml", "environment.txt", "history.json", "plots/curves.png", "plots/confusion_val.png",
+        "recipe.yaml", "environment.txt", "history.json",
+        "plots/augmentation.png", "plots/curves.png", "plots/confusion_val.png",
         "tables/per_class_val.csv", "tables/split.csv", "predictions/val.parquet", "checkpoints/best.pt",
         "checkpoints/last.pt",
     } == runs.artifacts(run)  # fmt: skip

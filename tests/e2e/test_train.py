@@ -102,6 +102,7 @@ def test_all_artifacts_are_there(digits: Finished) -> None:
         "recipe.yaml",
         "environment.txt",
         "history.json",
+        "plots/augmentation.png",
         "plots/curves.png",
         "plots/confusion_val.png",
         "tables/per_class_val.csv",
@@ -144,7 +145,7 @@ def test_the_history_equals_the_metrics(digits: Finished, tmp_path: Path) -> Non
         assert [row[name] for row in history.rows] == [value for _, value in digits.runs.history(digits.run, name)]
 
 
-@pytest.mark.parametrize("name", ["curves", "confusion_val"])
+@pytest.mark.parametrize("name", ["augmentation", "curves", "confusion_val"])
 def test_the_figures_are_pictures(digits: Finished, name: str, tmp_path: Path) -> None:
     data = read(digits, f"plots/{name}.png", tmp_path).read_bytes()
     with Image.open(io.BytesIO(data)) as image:
