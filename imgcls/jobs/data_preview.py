@@ -41,6 +41,9 @@ def run(resolved: Resolved, out: Path, console: Console) -> None:
         # Only now is it worth looking at every image, as training does.
         manifest = drop_unreadable(manifest, progress=lambda done, total: console.count("checking images", done, total))
         _draw_unsized(recipe, split(manifest, recipe.data), out)
+    if manifest.skipped:
+        count = len(manifest.skipped)
+        console.say(f"skipped {count:,} file{'s' * (count != 1)}, as training does, whose runs list them")
     console.say(f"wrote {out.absolute()}")
 
 

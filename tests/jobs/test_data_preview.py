@@ -120,7 +120,9 @@ def test_only_the_images_shown_are_decoded(make_folder: MakeFolder, monkeypatch:
     assert len(decoded) == 8
 
 
-def test_an_unreadable_image_is_an_error_or_left_out_as_in_training(seen: Seen, make_folder: MakeFolder) -> None:
+def test_an_unreadable_image_is_an_error_or_left_out_as_in_training(
+    seen: Seen, make_folder: MakeFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
     root = make_folder(2, 6)
     for path in sorted(root.rglob("*.png"))[::2]:
         path.write_bytes(f"no image {path}".encode())
@@ -128,8 +130,11 @@ def test_an_unreadable_image_is_an_error_or_left_out_as_in_training(seen: Seen, 
         run(data__root=str(root), augment__image_size=16, data__test_fraction=0.0)
     assert not Path("preview.png").exists()
     for size in (16, "auto"):
-        run(data__root=str(root), augment__image_size=size, data__test_fraction=0.0, data__on_bad_image="skip")
+        fields = {"data.root": str(root), "data.test_fraction": 0.0, "data.on_bad_image": "skip"}
+        job.run(resolve("folder", {**fields, "augment.image_size": size}), Path("preview.png"), Console())
         assert labels(seen) == ["class0"] * 2 + ["class1"] * 2
+        said = "skipped 6 files, as training does, whose runs list them\n"
+        assert capsys.readouterr().out == f"{said}wrote {Path.cwd()}/preview.png\n"
 
 
 @pytest.mark.parametrize(
