@@ -158,7 +158,7 @@ def _describe(run: TrackedRun, prepared: Prepared) -> None:
     source = recipe.data.origin
     profile = {"num_images": len(manifest), "num_classes": len(manifest.classes), **manifest.counts()}
     run.log_dataset(name=Path(source).name, digest=manifest.digest, source=source, profile=profile, context="training")
-    columns = ["id", "label", "split", "content"]
+    columns = ["id", "label", "split", "group", "content"]
     table = manifest.frame[columns].assign(label=[manifest.classes[k] for k in manifest.labels])
     run.log_text(table.to_csv(index=False), "tables/split.csv")
     if recipe.data.balance != "none":
@@ -168,6 +168,8 @@ def _describe(run: TrackedRun, prepared: Prepared) -> None:
     if manifest.skipped:
         lines = [json.dumps({"path": item.path, "reason": item.reason}) for item in manifest.skipped]
         run.log_text("\n".join(lines) + "\n", "tables/skipped.jsonl")
+    if manifest.notices:
+        run.log_text("\n".join(manifest.notices) + "\n", "tables/notices.txt")
     total, trained = num_parameters(prepared.model)
     run.log_metrics({"model/parameters": total, "model/trainable_parameters": trained})
 
