@@ -163,9 +163,7 @@ def _left_over(frame: pd.DataFrame, found: _Found) -> tuple[Sequence[Skipped], S
     notices = []
     if skipped:
         shown = some([item.path for item in skipped])
-        notices.append(
-            f"{len(skipped):,} of {len(frame):,} rows of data.split_from are of no image here, such as {shown}"
-        )
+        notices.append(f"{len(skipped):,} of {len(frame):,} rows of data.split_from are of no image here: {shown}")
     if found.num_by_id and "content" in frame:
         notices.append(
             f"data.split_from: {found.num_by_id:,} images were found by id only; their bytes are not those of the table"
