@@ -53,7 +53,7 @@ class DataConfig(Section):
     """Take the split of a table, such as another run's tables/split.csv, instead of the source's own and of the
     fractions: a CSV or Parquet file with the columns split, content and/or id, and perhaps label; or the id of an
     MLflow run, also as runs:/<id>. Every image must be in it, by content or else by id. Where it gives no val, that is
-    taken from its train by val_fraction."""
+    taken from its train by val_fraction. A relative path is taken from the current directory."""
     tiny_classes: Literal["error", "train"] = "error"
     """A class with fewer different images than splits (or folds) to fill: error; or train, where its images go to train
     first, then val, then test, one each. With folds, one image stays in train, more are in val in one fold each. With

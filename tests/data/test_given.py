@@ -1,6 +1,5 @@
 """A split given back: found by content or id, checked against the labels, and never applied in part."""
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -186,12 +185,6 @@ def test_a_table_that_is_none_is_an_error_that_says_what_was_found(text: str | b
 @pytest.mark.parametrize("name", ["none.csv", ".", "a" * 300, "a\0b"])
 def test_what_is_no_file_is_an_error(name: str) -> None:
     assert "cannot be read" in error_of(manifest(), Path(name))
-
-
-@pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
-def test_a_file_without_rights_is_an_error() -> None:
-    table().chmod(0)
-    assert "cannot be read: Permission denied" in error_of(manifest(), Path("split.csv"))
 
 
 def test_a_file_is_kept_as_an_absolute_path_and_a_run_as_its_id(tmp_path: Path) -> None:
