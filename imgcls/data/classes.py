@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from imgcls.data.sources.files import some
+from imgcls.data.names import some
 from imgcls.errors import UserError
 from imgcls.plugins import nearest
 from imgcls.tables import Manifest, Skipped

@@ -3,8 +3,8 @@
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 
+from imgcls.data.names import some
 from imgcls.data.source import DataConfig
-from imgcls.data.sources.files import some
 from imgcls.errors import UserError
 from imgcls.tables import Manifest
 

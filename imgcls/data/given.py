@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import csv
 
-from imgcls.data.sources.files import SPLIT_NAMES, some
+from imgcls.data.names import SPLIT_NAMES, some
 from imgcls.errors import UserError
 from imgcls.tables import Manifest, Skipped
 

@@ -4,8 +4,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 from imgcls.data.deal import order_key
+from imgcls.data.names import some
 from imgcls.data.source import DataConfig
-from imgcls.data.sources.files import some
 from imgcls.errors import UserError
 from imgcls.tables import Manifest
 

@@ -9,7 +9,7 @@ from pydantic import Field, WithJsonSchema, field_validator, model_validator
 
 from imgcls.data.balance import Balance
 from imgcls.data.classes import CLASSES_SCHEMA, Classes, read_classes, select_classes
-from imgcls.data.sources.files import absolute
+from imgcls.data.names import absolute
 from imgcls.plugins import Registry
 from imgcls.sections import Section
 from imgcls.tables import Manifest
