@@ -21,10 +21,17 @@ MANIFEST_COLUMNS = ("id", "path", "row", "label", "split", "group", "content")
 
 @dataclass(frozen=True)
 class Skipped:
-    """A file that a source passed over, and why."""
+    """What was passed over, and why.
+
+    Attributes:
+        path: a file, or what else was left out.
+        reason: why.
+        num_files: how many images or other files it stands for; 0 where it is none, such as a row of a table.
+    """
 
     path: str
     reason: str
+    num_files: int = 1
 
 
 @dataclass(frozen=True)
@@ -60,6 +67,7 @@ class Manifest:
         images: (N, H, W) or (N, H, W, 3) uint8 where the source holds the pixels itself, else None.
         encoded: encoded image files where the source holds them itself, else None.
         skipped: the files that were passed over.
+        notices: sentences for the user about how the images were read or split.
     """
 
     frame: pd.DataFrame
@@ -68,6 +76,7 @@ class Manifest:
     images: npt.NDArray[np.uint8] | None = None
     encoded: Encoded | None = None
     skipped: tuple[Skipped, ...] = ()
+    notices: tuple[str, ...] = ()
 
     @classmethod
     def build(
@@ -78,12 +87,14 @@ class Manifest:
         images: npt.NDArray[np.uint8] | None = None,
         encoded: Encoded | None = None,
         skipped: Sequence[Skipped] = (),
+        notices: Sequence[str] = (),
     ) -> "Manifest":
         """A manifest of the rows; the columns a row leaves out get their empty value."""
         empty = {"id": "", "path": "", "row": -1, "label": -1, "split": "", "group": "", "content": ""}
         frame = pd.DataFrame([{**empty, **row} for row in rows], columns=list(MANIFEST_COLUMNS))
         assert frame["id"].is_unique, "a source gave the same id twice"
-        return cls(frame, tuple(classes), _digest(frame, classes), images, encoded, tuple(skipped))
+        digest = _digest(frame, classes)
+        return cls(frame, tuple(classes), digest, images, encoded, tuple(skipped), tuple(notices))
 
     def __len__(self) -> int:
         return len(self.frame)
@@ -91,6 +102,15 @@ class Manifest:
     def with_splits(self, splits: Sequence[str]) -> "Manifest":
         """The same images with these splits, one per row."""
         return replace(self, frame=self.frame.assign(split=list(splits)))
+
+    def with_classes(self, labels: Sequence[int], classes: Sequence[str]) -> "Manifest":
+        """The same images with these labels, one per row, into these classes; the digest is theirs."""
+        frame = self.frame.assign(label=list(labels))
+        return replace(self, frame=frame, classes=tuple(classes), digest=_digest(frame, classes))
+
+    def with_notices(self, notices: Sequence[str]) -> "Manifest":
+        """This manifest with more to tell the user."""
+        return replace(self, notices=(*self.notices, *notices))
 
     def without(self, rows: Sequence[int], *, skipped: Sequence[Skipped]) -> "Manifest":
         """This manifest less some rows, with what is to be said of them; the digest is that of the rest."""

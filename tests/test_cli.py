@@ -19,6 +19,10 @@ data:
   val_fraction: 0.2
   test_fraction: 0.2
   split_seed: 0
+  fold: null
+  split_from: null
+  tiny_classes: error
+  classes: null
   channels: 1
   balance: none
   balance_beta: null

@@ -71,6 +71,16 @@ def test_new_splits_leave_the_first_manifest_as_it_was() -> None:
     assert other.digest == manifest.digest
 
 
+def test_notices_are_added_and_other_classes_change_the_digest() -> None:
+    manifest = Manifest.build(ROWS, classes=["a", "b"], notices=["one"]).with_notices(["two"])
+    assert manifest.notices == ("one", "two")
+    swapped = manifest.with_classes([1, 1, 0], ["b", "a"])
+    assert swapped.labels.tolist() == [1, 1, 0]
+    rows = [{**row, "label": 1 - int(str(row["label"]))} for row in ROWS]
+    assert swapped.digest == Manifest.build(rows, classes=["b", "a"]).digest != manifest.digest
+    assert manifest.labels.tolist() == [0, 0, 1]
+
+
 def test_columns_that_a_row_leaves_out_get_their_empty_value() -> None:
     row = Manifest.build([{"id": "x"}], classes=["a"]).frame.iloc[0].to_dict()
     assert row == {"id": "x", "path": "", "row": -1, "label": -1, "split": "", "group": "", "content": ""}

@@ -1,15 +1,37 @@
 """The contract of a data source: a config class and a function from it to a Manifest."""
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, WithJsonSchema, field_validator, model_validator
 
 from imgcls.data.balance import Balance
+from imgcls.data.classes import CLASSES_SCHEMA, Classes, read_classes, select_classes
+from imgcls.data.names import absolute
 from imgcls.plugins import Registry
 from imgcls.sections import Section
 from imgcls.tables import Manifest
+
+_RUN_ID = re.compile(r"(?:runs:/)?([0-9a-f]{32})")
+
+
+def parse_fold(text: str) -> tuple[int, int]:
+    """(i, k) of "i of k" or "i/k".
+
+    Raises:
+        ValueError: it is neither, k is below 2, or i is not one of 1 to k.
+    """
+    found = re.fullmatch(r"\s*([0-9]{1,6})\s*(?:of|/)\s*([0-9]{1,6})\s*", text)
+    if found is None:
+        raise ValueError("expected a fold as i of k or i/k, such as 2 of 5")
+    number, count = int(found[1]), int(found[2])
+    if count < 2:
+        raise ValueError(f"expected at least two folds, found {count}")
+    if not 1 <= number <= count:
+        raise ValueError(f"expected a fold from 1 to {count}, found {number}")
+    return number, count
 
 
 class DataConfig(Section):
@@ -23,6 +45,23 @@ class DataConfig(Section):
     """Share of each class's images held out for the final test, where the source has no split at all."""
     split_seed: int = Field(0, ge=0)
     """Seed of the split. The same images and seed give the same split on any machine."""
+    fold: str | None = None
+    """k-fold cross-validation: "2 of 5" (or 2/5) validates on the second of five folds and trains on the others. The
+    test split is that of no folds; the rest, a validation split of the source included, is dealt into the folds, class
+    by class, and val_fraction does not count. The folds of one split_seed have every such image in val exactly once."""
+    split_from: str | None = Field(None, min_length=1)
+    """Take the split of a table, such as another run's tables/split.csv, instead of the source's own and of the
+    fractions: a CSV or Parquet file with the columns split, content and/or id, and perhaps label; or the id of an
+    MLflow run, also as runs:/<id>. Every image must be in it, by content or else by id. Where it gives no val, that is
+    taken from its train by val_fraction. A relative path is taken from the current directory."""
+    tiny_classes: Literal["error", "train"] = "error"
+    """A class with fewer different images than splits (or folds) to fill: error; or train, where its images go to train
+    first, then val, then test, one each. With folds, one image stays in train, more are in val in one fold each. With
+    groups, train keeps the last group of a class."""
+    classes: Annotated[Classes | None, WithJsonSchema(CLASSES_SCHEMA)] = None
+    """Only some classes: [cat, dog] leaves all others out; {pet: [cat, dog], other: fish} renames and merges, and
+    leaves out what it does not name. Their order does not count: kept classes stay in the source's order, renamed ones
+    are sorted (as text, integers by value). null: all."""
     channels: Literal[1, 3] = 3
     """Channels that the network sees: 1 grey, 3 colour. Images are converted."""
     balance: Balance = "none"
@@ -43,6 +82,40 @@ class DataConfig(Section):
     def origin(self) -> str:
         """What the images come from, as a user would call it: a folder, a file, the name of a data set."""
         return self.source
+
+    @field_validator("classes", mode="before")
+    @classmethod
+    def _read_classes(cls, classes: object) -> Classes | None:
+        return read_classes(classes)
+
+    @field_validator("fold")
+    @classmethod
+    def _canonical_fold(cls, fold: str | None) -> str | None:
+        return None if fold is None else "{} of {}".format(*parse_fold(fold))
+
+    @field_validator("split_from")
+    @classmethod
+    def _run_or_file(cls, split_from: str | None) -> str | None:
+        if split_from is None:
+            return None
+        run = _RUN_ID.fullmatch(split_from)
+        if run is None and split_from.startswith("runs:/"):
+            raise ValueError("expected runs:/ and a run id of 32 hexadecimal digits")
+        return absolute(split_from) if run is None else run[1]
+
+    @property
+    def split_run(self) -> str | None:
+        """The MLflow run whose split is to be taken; None where data.split_from is a file or nothing."""
+        return self.split_from if self.split_from and _RUN_ID.fullmatch(self.split_from) else None
+
+    @model_validator(mode="after")
+    def _one_split(self) -> Self:
+        if self.fold is not None and self.split_from is not None:
+            raise ValueError(
+                f"fold is {self.fold!r} and split_from is {self.split_from!r}, but each gives a split. Set data.fold "
+                "or data.split_from to null"
+            )
+        return self
 
     @model_validator(mode="after")
     def _beta_has_a_use(self) -> Self:
@@ -71,5 +144,9 @@ SOURCES: Registry[Source] = Registry("data source")
 
 
 def scan(config: DataConfig) -> Manifest:
-    """The manifest of the configured source, rows sorted by id."""
-    return SOURCES.get(config.source).scan(config)
+    """The manifest of the configured source, rows sorted by id, with the classes that `data.classes` asks for.
+
+    Raises:
+        UserError: what a user can mend in the data, or a class in `data.classes` that the data do not have.
+    """
+    return select_classes(SOURCES.get(config.source).scan(config), config.classes)

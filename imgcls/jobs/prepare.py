@@ -1,6 +1,8 @@
 """From a recipe to data, batches and a network, before there is a run: what every job that trains begins with."""
 
+from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -18,12 +20,14 @@ from imgcls.data.balance import class_weights
 from imgcls.data.check import drop_unreadable
 from imgcls.data.images import Images, open_images
 from imgcls.data.loading import Loader, resolve_num_workers
-from imgcls.data.source import scan
+from imgcls.data.source import DataConfig, scan
 from imgcls.data.split import split
+from imgcls.errors import UserError
 from imgcls.jobs.console import Console
 from imgcls.models.family import StagedModel, build, num_parameters
 from imgcls.recipe import Recipe, Resolved
 from imgcls.tables import SPLITS, Manifest, Split
+from imgcls.tracking.store import artifact
 from imgcls.training.device import Plan, resolve_plan
 from imgcls.training.fit import seed_all
 
@@ -68,7 +72,9 @@ def prepare(resolved: Resolved, console: Console) -> Prepared:
     manifest = scan(recipe.data)
     if recipe.data.on_bad_image == "skip":
         manifest = drop_unreadable(manifest, progress=lambda done, total: console.count("checking images", done, total))
-    manifest = split(manifest, recipe.data)
+    manifest = _split(manifest, recipe.data)
+    for notice in manifest.notices:
+        console.say(f"note: {notice}")
     size = resolve_image_size(recipe.augment, manifest.part("train"))
     recipe = recipe.replace({"augment.image_size": size})
     seed_all(recipe.train.seed)
@@ -86,11 +92,24 @@ def prepare(resolved: Resolved, console: Console) -> Prepared:
         f"{len(manifest):,} images of {len(manifest.classes):,} classes ({counts}) at {size} px; "
         f"{recipe.model.family} with {total:,} parameters on {plan}"
     )
-    if manifest.skipped:
-        first = ", ".join(f"{item.path} ({item.reason})" for item in manifest.skipped[:3])
-        count = len(manifest.skipped)
-        console.say(f"skipped {count:,} file{'s' * (count != 1)}: {first}{', …' * (count > 3)}")
+    files = [item for item in manifest.skipped if item.num_files]
+    if files:
+        first = ", ".join(f"{item.path} ({item.reason})" for item in files[:3])
+        count = sum(item.num_files for item in files)
+        console.say(f"skipped {count:,} file{'s' * (count != 1)}: {first}{', …' * (len(files) > 3)}")
     return Prepared(resolved, recipe, plan, manifest, steps, train_loader, val_loader, model, weights)
+
+
+def _split(manifest: Manifest, config: DataConfig) -> Manifest:
+    """The manifest split, where that is asked for by the table that a run or a file holds."""
+    if config.split_run is None:
+        return split(manifest, config, table=None if config.split_from is None else Path(config.split_from))
+    with ExitStack() as stack:
+        try:
+            path = stack.enter_context(artifact(config.split_run, "tables/split.csv"))
+        except UserError as error:
+            raise UserError(f"data.split_from: {error}") from error
+        return split(manifest, config, table=path)
 
 
 def _class_weights(manifest: Manifest, recipe: Recipe) -> npt.NDArray[np.float64]:

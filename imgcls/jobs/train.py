@@ -159,7 +159,7 @@ def _describe(run: TrackedRun, prepared: Prepared) -> None:
     source = recipe.data.origin
     profile = {"num_images": len(manifest), "num_classes": len(manifest.classes), **manifest.counts()}
     run.log_dataset(name=Path(source).name, digest=manifest.digest, source=source, profile=profile, context="training")
-    columns = ["id", "label", "split", "content"]
+    columns = ["id", "label", "split", "group", "content"]
     table = manifest.frame[columns].assign(label=[manifest.classes[k] for k in manifest.labels])
     run.log_text(table.to_csv(index=False), "tables/split.csv")
     if recipe.data.balance != "none":
@@ -171,6 +171,8 @@ def _describe(run: TrackedRun, prepared: Prepared) -> None:
         run.log_text("\n".join(lines) + "\n", "tables/skipped.jsonl")
     data_preview.draw(recipe, manifest, run.file("plots/augmentation.png"))
     run.log_file("plots/augmentation.png")
+    if manifest.notices:
+        run.log_text("\n".join(manifest.notices) + "\n", "tables/notices.txt")
     total, trained = num_parameters(prepared.model)
     run.log_metrics({"model/parameters": total, "model/trainable_parameters": trained})
 

@@ -156,8 +156,8 @@ def artifact(run_id: str, path: str) -> Iterator[Path]:
             store.client.get_run(run_id)
         except Exception as error:
             raise UserError(
-                f"{run_id!r} is neither a file nor a run in {store.uri}: {_first_line(error)}. Give a recipe file, or "
-                "a run id from `imgcls ui`."
+                f"{run_id!r} is neither a file nor a run in {store.uri}: {_first_line(error)}. Give an existing "
+                "file, or a run id from `imgcls ui`."
             ) from error
         try:
             local = store.client.download_artifacts(run_id, path, folder)

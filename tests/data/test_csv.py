@@ -303,3 +303,21 @@ def test_a_link_to_nowhere_and_a_link_loop_are_missing_images(images: Path) -> N
     assert "2 of 3 images are missing: gone.png, loop.png" in error_of(
         table("path,label\na.png,x\ngone.png,y\nloop.png,y\n")
     )
+
+
+# --- a split that is not read
+
+
+@pytest.mark.parametrize("name", ["split", "Subset"])
+def test_a_column_that_looks_like_a_split_is_told_of_where_it_is_not_read(name: str) -> None:
+    path = table(f"path,label,{name}\na.png,x,train\nb.png,y,train\n")
+    assert scanned(path).notices == (
+        f"data.table {path.absolute()} has a column {name!r} that is not read; set data.split_column to {name} to take "
+        "its split",
+    )
+    assert scanned(path, split_column=name).notices == ()
+    assert scanned(path).counts() == {"train": 0, "val": 0, "test": 0}
+
+
+def test_other_columns_are_not_told_of() -> None:
+    assert scanned(table("path,label,fold\na.png,x,1\nb.png,y,2\n")).notices == ()

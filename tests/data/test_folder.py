@@ -10,6 +10,7 @@ import pytest
 
 from imgcls.data.source import scan
 from imgcls.data.sources.folder import FolderConfig
+from imgcls.data.split import split
 from imgcls.errors import UserError
 from imgcls.tables import Manifest
 from tests.conftest import put
@@ -213,3 +214,42 @@ def test_a_class_folder_that_links_to_the_root_is_passed_over(tmp_path: Path) ->
     manifest = scanned(tmp_path / "r")
     assert manifest.classes == ("a", "b")
     assert skipped(manifest) == {"loop": "a link to a folder above"}
+
+
+# --- groups
+
+
+def test_a_group_is_what_the_pattern_captures_in_the_path_below_the_root(tmp_path: Path) -> None:
+    root = put(tmp_path / "r", "a/01.png", "a/02.png", "b/01.png", "b/x/02.png")
+    manifest = scan(FolderConfig(root=str(root), group_pattern=r"([^/]+)\.png$"))
+    assert dict(zip(manifest.ids, manifest.frame["group"], strict=True)) == {
+        "a/01.png": "01", "a/02.png": "02", "b/01.png": "01", "b/x/02.png": "02",
+    }  # fmt: skip
+    assert set(scanned(root).frame["group"]) == {""}
+
+
+def test_a_capture_called_group_goes_before_the_first(tmp_path: Path) -> None:
+    root = put(tmp_path / "r", "a/scan1_p7.png", "b/scan2_p7.png")
+    manifest = scan(FolderConfig(root=str(root), group_pattern=r"scan(\d)_(?P<group>p\d)"))
+    assert list(manifest.frame["group"]) == ["p7", "p7"]
+
+
+@pytest.mark.parametrize("pattern", [r"(scan\d)", r"a/(x)?"])
+def test_an_image_without_a_group_is_an_error_that_names_it(tmp_path: Path, pattern: str) -> None:
+    root = put(tmp_path / "r", "a/scan1.png", "b/other.png")
+    with pytest.raises(UserError, match=r"captures nothing in \d of 2 paths \(.*b/other\.png\)"):
+        scan(FolderConfig(root=str(root), group_pattern=pattern))
+
+
+@pytest.mark.parametrize(("pattern", "message"), [("(a", "regular expression"), ("a.png", "a capture")])
+def test_a_pattern_that_is_none_or_captures_nothing_is_refused(pattern: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        FolderConfig(root="x", group_pattern=pattern)
+
+
+def test_drawers_of_characters_are_never_on_two_sides(tmp_path: Path) -> None:
+    root = put(tmp_path / "r", *(f"alphabet-{c}/{drawer:02d}.png" for c in range(6) for drawer in range(10)))
+    config = FolderConfig(root=str(root), group_pattern=r"([^/]+)\.png$")
+    result = split(scan(config), config)
+    assert (result.frame.groupby("group")["split"].nunique() == 1).all()
+    assert set(result.part("train").labels.tolist()) == set(range(6))

@@ -135,7 +135,8 @@ def test_a_class_with_fewer_images_than_splits_is_named(refuse: Refuse, make_fol
     message = refuse("train", "--data.root", str(root))
     assert "the class 'class1' has 2 different images" in message
     assert "train, test, val need at least 3" in message
-    assert "Add images, remove the class, or set data.test_fraction to 0" in message
+    assert "Add images, leave the class out (data.classes), set data.test_fraction to 0, or set " in message
+    assert "data.tiny_classes to train: then they go to train first, then val, then test." in message
 
 
 def test_copies_of_one_image_count_once(refuse: Refuse, make_folder: MakeFolder) -> None:

@@ -23,6 +23,8 @@ AUTO_COLUMNS: dict[str, tuple[tuple[str, ...], ...]] = {
     "label": (("label", "labels", "class", "target", "category", "class_name", "label_name"),),
 }
 """The names that `auto` knows, in any case; a later group counts where the table has none of an earlier one."""
+SPLIT_COLUMNS = ("split", "subset", "partition")
+"""Columns that probably hold a split, in any case; they are only read where data.split_column names them."""
 _INTEGER = re.compile(r"[+-]?[0-9]{1,18}(\.0*)?")
 _DECIMAL = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 
@@ -77,7 +79,14 @@ def scan_csv(config: CsvConfig) -> Manifest:
             missing or given twice; labels that are empty or of mixed kinds; unknown splits; classes in val or test
             that train lacks.
     """
-    table = read_table(Path(config.table), separator=config.separator, choose=lambda names: _columns(names, config))
+    header: list[str] = []
+
+    def choose(names: Sequence[str]) -> dict[str, str]:
+        chosen = _columns(names, config)
+        header[:] = names
+        return chosen
+
+    table = read_table(Path(config.table), separator=config.separator, choose=choose)
     about = f"data.table {config.table}"
     labels = [label.strip() for label in table.columns["label"]]
     _refuse_empty(table.columns["path"], table, about, "path")
@@ -102,7 +111,17 @@ def scan_csv(config: CsvConfig) -> Manifest:
         )
     ]
     rows.sort(key=lambda row: str(row["id"]))
-    return Manifest.build(rows, classes=classes)
+    return Manifest.build(rows, classes=classes, notices=_unread_split(header, config))
+
+
+def _unread_split(header: Sequence[str], config: CsvConfig) -> list[str]:
+    """A kind word about a column that looks like a split and is not read."""
+    like = [name for name in header if name.casefold() in SPLIT_COLUMNS] if config.split_column is None else []
+    return [
+        f"data.table {config.table} has a column {name!r} that is not read; set data.split_column to {name} to take "
+        "its split"
+        for name in like
+    ]
 
 
 def _columns(names: Sequence[str], config: CsvConfig) -> dict[str, str]:

@@ -6,25 +6,13 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+# `as`: the sources find them here, beside the rest of what they share.
+from imgcls.data.names import SPLIT_NAMES as SPLIT_NAMES
+from imgcls.data.names import absolute as absolute
+from imgcls.data.names import some as some
 from imgcls.errors import UserError
 
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})
-SPLIT_NAMES = {
-    "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val",
-    "test": "test", "testing": "test",
-}  # fmt: skip
-
-
-def absolute(path: str) -> str:
-    """The path from the root, with `~` replaced.
-
-    Raises:
-        ValueError: `~name` of nobody; for a field's validator.
-    """
-    try:
-        return str(Path(path).expanduser().absolute())
-    except RuntimeError as error:
-        raise ValueError(f"{error} Expected a path; write it out") from error
 
 
 def contents(paths: Sequence[Path]) -> list[str]:
@@ -64,9 +52,3 @@ def _is_utf8(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def some(names: Sequence[str]) -> str:
-    """The first five names, and how many more there are."""
-    shown = ", ".join(names[:5])
-    return shown if len(names) <= 5 else f"{shown} and {len(names) - 5} more"

@@ -1,7 +1,8 @@
 """A folder of images: root/<class>/..., or root/{train,val,test}/<class>/... with its splits given."""
 
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -20,6 +21,23 @@ class FolderConfig(DataConfig):
     """A folder with one sub-folder a class, or with train/val/test folders that hold them."""
     root: str = Field(min_length=1)
     """The folder. A relative path is taken from the current directory (under `mlflow run`: the project's)."""
+
+    group_pattern: str | None = None
+    """What images belong together (a scene, a patient, a drawer), so that no group is on two sides of the split: a
+    regular expression on the path below root, such as `([^/]+)\\.png$`, whose first capture, or the one named group, is
+    the group. null: no groups."""
+
+    @field_validator("group_pattern")
+    @classmethod
+    def _captures(cls, pattern: str | None) -> str | None:
+        if pattern is not None:
+            try:
+                captures = re.compile(pattern).groups
+            except re.error as error:
+                raise ValueError(f"expected a regular expression, but: {error}") from error
+            if not captures:
+                raise ValueError("expected a capture, such as the parentheses in ([^/]+)\\.png$")
+        return pattern
 
     @field_validator("root")
     @classmethod
@@ -72,8 +90,25 @@ def scan_folder(config: FolderConfig) -> Manifest:
         }
         for (path, name, split), content in zip(files, contents(paths), strict=True)
     ]
+    if config.group_pattern is not None:
+        groups = _groups([str(row["id"]) for row in rows], config.group_pattern)
+        rows = [{**row, "group": group} for row, group in zip(rows, groups, strict=True)]
     rows.sort(key=lambda row: str(row["id"]))
     return Manifest.build(rows, classes=classes, skipped=skipped)
+
+
+def _groups(ids: Sequence[str], pattern: str) -> list[str]:
+    """What the pattern captures in each path."""
+    compiled = re.compile(pattern)
+    capture = "group" if "group" in compiled.groupindex else 1
+    groups = [found[capture] if (found := compiled.search(name)) else None for name in ids]
+    without = [name for name, group in zip(ids, groups, strict=True) if not group]
+    if without:
+        raise UserError(
+            f"data.group_pattern {pattern!r} captures nothing in {len(without):,} of {len(ids):,} paths "
+            f"({some(without)}); expected a group for every image. Mend the pattern."
+        )
+    return [str(group) for group in groups]
 
 
 def _check_root(root: Path) -> None:
