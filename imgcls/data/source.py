@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Protocol, Self
 
 from pydantic import Field, model_validator
 
@@ -54,6 +54,16 @@ class DataConfig(Section):
         return self
 
 
+class ScanProgress(Protocol):
+    """Told how far a source is with what takes long, such as unpacking an archive."""
+
+    def __call__(self, what: str, done: int, total: int, *, unit: str = "images") -> None: ...
+
+
+def silent(what: str, done: int, total: int, *, unit: str = "images") -> None:
+    """A progress that nobody looks at."""
+
+
 @dataclass(frozen=True)
 class Source:
     """A data source.
@@ -64,12 +74,12 @@ class Source:
     """
 
     config: type[DataConfig]
-    scan: Callable[[Any], Manifest]
+    scan: Callable[[Any, ScanProgress], Manifest]
 
 
 SOURCES: Registry[Source] = Registry("data source")
 
 
-def scan(config: DataConfig) -> Manifest:
+def scan(config: DataConfig, *, progress: ScanProgress = silent) -> Manifest:
     """The manifest of the configured source, rows sorted by id."""
-    return SOURCES.get(config.source).scan(config)
+    return SOURCES.get(config.source).scan(config, progress)

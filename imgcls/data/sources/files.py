@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from imgcls.data.source import ScanProgress
 from imgcls.errors import UserError
 
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})
@@ -13,6 +14,16 @@ SPLIT_NAMES = {
     "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val",
     "test": "test", "testing": "test",
 }  # fmt: skip
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder of this name is passed over: a dot before it, or what macOS puts into archives."""
+    return name.startswith(".") or name == "__MACOSX"
+
+
+def printable(path: Path | str) -> str:
+    """The name as text that can be printed and stored, whatever its bytes."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def absolute(path: str) -> str:
@@ -27,14 +38,18 @@ def absolute(path: str) -> str:
         raise ValueError(f"{error} Expected a path; write it out") from error
 
 
-def contents(paths: Sequence[Path]) -> list[str]:
+def contents(paths: Sequence[Path], progress: ScanProgress) -> list[str]:
     """A hash of each file's bytes, read in a few threads.
 
     Raises:
         UserError: a file cannot be read.
     """
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return list(pool.map(_content, paths))
+        found = []
+        for content in pool.map(_content, paths):
+            found.append(content)
+            progress("finding images", len(found), len(paths))
+        return found
 
 
 def _content(path: Path) -> str:
@@ -44,13 +59,13 @@ def _content(path: Path) -> str:
         raise UserError(f"cannot read the image {path}: {error.strerror}. Mend or remove the file.") from error
 
 
-def check_names(paths: Sequence[Path]) -> None:
+def check_names(paths: Sequence[Path | str]) -> None:
     """Tables, logs and models hold the names as UTF-8 text.
 
     Raises:
         UserError: names that are not UTF-8.
     """
-    bad = [os.fsencode(path).decode("utf-8", "backslashreplace") for path in paths if not _is_utf8(str(path))]
+    bad = [printable(path) for path in paths if not _is_utf8(str(path))]
     if bad:
         raise UserError(
             f"the names {some(bad)} are not UTF-8 (often those of an archive unpacked with another encoding). "
