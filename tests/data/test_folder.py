@@ -278,4 +278,4 @@ def test_unlabelled_images_that_cannot_be_used_are_an_error(tmp_path: Path) -> N
         ([], "no image is given"),
     ):
         with pytest.raises(UserError, match=expected):
-            scan_unlabelled(given)  # type: ignore[arg-type]
+            scan_unlabelled(given)

@@ -192,7 +192,7 @@ def test_groups_and_splits_come_from_columns() -> None:
     write("train-b.parquet", list("ab"), first=9, part=["test", ""], who=[1, 2])
     manifest = scanned(split_column="part", group_column="who")
     assert list(manifest.frame["split"]) == ["train", "test", "", "val", "test", ""]
-    assert list(manifest.frame["group"]) == ["1.0", "2.0", "", "3.0", "1", "2"]
+    assert list(manifest.frame["group"]) == ["1", "2", "", "3", "1", "2"]
 
 
 def test_batches_over_row_groups_keep_rows_and_bytes_together(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -332,7 +332,7 @@ def test_columns_that_do_not_fit_are_an_error_that_lists_those_there_are() -> No
     assert "are the same column, 'image'" in error_of(label_column="image")
     write("a.parquet", [0, 1], image="photo", label="y")
     message = error_of()
-    assert "has the columns photo, y; expected a image column called one of image, img, images" in message
+    assert "has the columns photo, y; expected an image column called one of image, img, images" in message
     assert error_of(image_column="photo").endswith("Say which it is with data.label_column.")
     write("a.parquet", [0, 1], img=[b"x", b"y"])
     assert "image, img may hold the image; set data.image_column" in error_of()

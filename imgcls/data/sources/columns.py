@@ -34,7 +34,7 @@ def choose_column(
             fitting = fitting or [column for column in names if column.casefold() in group]
         if not fitting:
             raise UserError(
-                f"{found}; expected {header}a {role} column called one of "
+                f"{found}; expected {header}{'an' if role[0] in 'aeio' else 'a'} {role} column called one of "
                 f"{', '.join(column for group in known for column in group)}. Say which it is with data.{role}_column."
             )
         if len(fitting) > 1:

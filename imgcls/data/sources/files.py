@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from imgcls.data.source import ScanProgress
+from imgcls.data.source import ScanProgress, silent
 from imgcls.errors import UserError
 
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})
@@ -38,7 +38,7 @@ def absolute(path: str) -> str:
         raise ValueError(f"{error} Expected a path; write it out") from error
 
 
-def contents(paths: Sequence[Path], progress: ScanProgress) -> list[str]:
+def contents(paths: Sequence[Path], progress: ScanProgress = silent) -> list[str]:
     """A hash of each file's bytes, read in a few threads.
 
     Raises:

@@ -229,7 +229,10 @@ def _is_integer(kind: Any) -> bool:
 
 
 def _text(value: Any) -> str:
-    return "" if value is None or value != value else str(value).strip()  # NaN, pandas' missing number
+    if value is None or value != value:  # NaN, pandas' missing number
+        return ""
+    # Integers with gaps are decimal numbers in pandas, and may be so in one file only.
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value).strip()
 
 
 def _label_names(metadata: Mapping[bytes, bytes] | None, column: str) -> tuple[str, ...]:
