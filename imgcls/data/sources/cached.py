@@ -7,7 +7,6 @@ import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from imgcls.data import cache
 from imgcls.data.source import ScanProgress
 from imgcls.errors import UserError
 
@@ -48,6 +47,8 @@ def cached(
     Raises:
         UserError: the cache cannot be written or has too little room. Whatever `build` raises.
     """
+    from imgcls.data import cache  # it needs filelock, which a served model does without
+
     waited = False
 
     def on_wait() -> None:

@@ -117,9 +117,9 @@ def _check_root(root: Path) -> None:
         raise UserError(f"data.root cannot be read: {error.strerror}, found {str(root)[:200]!r}.") from error
     if not exists:
         raise UserError(
-            f"data.root {root} does not exist; expected a folder with one sub-folder a class. Give an existing "
-            "folder, best as an absolute path: a relative one is taken from the current directory, which under "
-            "`mlflow run` is the project's."
+            f"data.root {root} does not exist; expected a folder with one sub-folder a class, or an archive of it. "
+            "Give an existing folder, best as an absolute path: a relative one is taken from the current directory, "
+            "which under `mlflow run` is the project's."
         )
     if not os.access(root, os.R_OK | (os.X_OK if root.is_dir() else 0)):
         raise UserError(f"data.root {root} cannot be read: permission denied. Change its permissions.")
