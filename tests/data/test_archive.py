@@ -11,7 +11,7 @@ import sys
 import tarfile
 import zipfile
 from collections import namedtuple
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from imgcls.data import cache
-from imgcls.data.source import scan, silent
+from imgcls.data.source import scan
 from imgcls.data.sources import archive, archive_members
 from imgcls.data.sources.archive import unpacked
 from imgcls.data.sources.folder import FolderConfig
@@ -246,8 +246,13 @@ def test_a_name_that_is_no_utf_8_is_an_error_or_listed(photos: Path, tmp_path: P
 # --- hostile archives
 
 
-@pytest.mark.parametrize("name", ["../x.png", "a/../../x.png", "/etc/x.png", "a/..", "..\\x.png", "C:\\x.png"])
-@pytest.mark.parametrize("ending", ["zip", "tar"])
+@pytest.mark.parametrize(
+    ("ending", "name"),
+    [
+        *((ending, name) for ending in ("zip", "tar") for name in ("../x.png", "a/../../x.png", "/etc/x.png", "a/..")),
+        *(("zip", name) for name in ("..\\x.png", "C:\\x.png")),  # a letter like others in a tar
+    ],
+)
 def test_a_member_that_would_land_outside_is_an_error_that_names_it(tmp_path: Path, name: str, ending: str) -> None:
     path = tmp_path / "in" / f"t.{ending}"
     path.parent.mkdir()
@@ -257,8 +262,6 @@ def test_a_member_that_would_land_outside_is_an_error_that_names_it(tmp_path: Pa
             info = zipfile.ZipInfo(name)
             info.filename, info.create_system = name, 0
             file.writestr(info, b"x")
-    elif "\\" in name:
-        pytest.skip("in a tar it is a letter like others")
     else:
         tar_of(path, (tarfile.TarInfo("a/1.png"), b"x"), (tarfile.TarInfo(name), b"x"))
     before = set(tmp_path.rglob("*"))
@@ -485,8 +488,3 @@ def _no_files_outside(tmp_path: Path) -> Iterator[None]:
     before = set(tmp_path.parent.iterdir())
     yield
     assert set(tmp_path.parent.iterdir()) == before
-
-
-def test_nobody_looks_at_a_silent_progress() -> None:
-    called: Callable[..., None] = silent
-    assert called("x", 1, 2, unit="y") is None  # type: ignore[func-returns-value]
