@@ -31,9 +31,9 @@ def cli(debug: bool) -> None:
 def train(words: tuple[str, ...]) -> None:
     """Train a classifier and log it as an MLflow run.
 
-    RECIPE is a YAML file or the name of a built-in recipe. Left out, it is `folder` where --data.root or
-    --data.table is given, and `digits` elsewhere. Any field of the recipe can be given by its dotted name; `imgcls
-    recipe show` lists them.
+    RECIPE is a YAML file or the name of a built-in recipe. Left out, it is `folder` where --data.root,
+    --data.table or --data.parquet is given, and `digits` elsewhere. Any field of the recipe can be given by its dotted
+    name; `imgcls recipe show` lists them.
 
     \b
     imgcls train

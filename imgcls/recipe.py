@@ -84,7 +84,7 @@ _SECTIONS: dict[str, type[Section]] = {
 }  # fmt: skip
 _CHOOSERS = {"data": "source", "model": "family"}
 """Sections whose class depends on one of their fields."""
-_SOURCE_FIELDS = {"root": "folder", "table": "csv"}
+_SOURCE_FIELDS = {"root": "folder", "table": "csv", "parquet": "parquet"}
 """Fields of `data` that, given alone, choose the source where the recipe's own has no such field."""
 
 
@@ -99,7 +99,7 @@ def resolve(
 
     Args:
         recipe: a YAML file, the name of a built-in recipe, sections as a mapping, or None / "auto" for `folder` where
-            `data.root` or `data.table` is given and `digits` elsewhere.
+            `data.root`, `data.table` or `data.parquet` is given and `digits` elsewhere.
         overrides: dotted name -> value.
         texts: dotted name -> value as it was typed, read as YAML.
         partial: let fields that have no default be missing, as in a recipe that waits for `data.root`; for comparing
@@ -111,7 +111,7 @@ def resolve(
     texts = dict(texts or {})
     given = {**(overrides or {}), **{name: parse_value(text, name) for name, text in texts.items()}}
     if recipe is None or recipe == "auto":
-        recipe = "folder" if {"data.root", "data.table"} & given.keys() else "digits"
+        recipe = "folder" if {f"data.{field}" for field in _SOURCE_FIELDS} & given.keys() else "digits"
     if isinstance(recipe, Mapping):
         name, origin, raw = "inline", "recipe", _sections("the recipe", recipe)
     else:

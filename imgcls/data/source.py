@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Protocol, Self
 
 from pydantic import Field, WithJsonSchema, field_validator, model_validator
 
@@ -127,6 +127,16 @@ class DataConfig(Section):
         return self
 
 
+class ScanProgress(Protocol):
+    """Told how far a source is with what takes long, such as unpacking an archive."""
+
+    def __call__(self, what: str, done: int, total: int, *, unit: str = "images") -> None: ...
+
+
+def silent(what: str, done: int, total: int, *, unit: str = "images") -> None:
+    """A progress that nobody looks at."""
+
+
 @dataclass(frozen=True)
 class Source:
     """A data source.
@@ -137,16 +147,16 @@ class Source:
     """
 
     config: type[DataConfig]
-    scan: Callable[[Any], Manifest]
+    scan: Callable[[Any, ScanProgress], Manifest]
 
 
 SOURCES: Registry[Source] = Registry("data source")
 
 
-def scan(config: DataConfig) -> Manifest:
+def scan(config: DataConfig, *, progress: ScanProgress = silent) -> Manifest:
     """The manifest of the configured source, rows sorted by id, with the classes that `data.classes` asks for.
 
     Raises:
         UserError: what a user can mend in the data, or a class in `data.classes` that the data do not have.
     """
-    return select_classes(SOURCES.get(config.source).scan(config), config.classes)
+    return select_classes(SOURCES.get(config.source).scan(config, progress), config.classes)

@@ -34,12 +34,12 @@ class Console:
         if self._bar is not None:
             self._bar.refresh()
 
-    def count(self, what: str, done: int, total: int) -> None:
-        """Progress of a stage that counts images; shown on a terminal only."""
+    def count(self, what: str, done: int, total: int, *, unit: str = "images") -> None:
+        """Progress of a stage that counts images, or another unit; shown on a terminal only."""
         if not self._terminal:
             return
         if self._bar is None:
-            self._bar = tqdm(total=total, desc=what, unit=" images", leave=False, dynamic_ncols=True)
+            self._bar = tqdm(total=total, desc=what, unit=f" {unit}", leave=False, dynamic_ncols=True)
         self._bar.update(done - self._bar.n)
         if done >= total:
             self.clear()

@@ -69,7 +69,7 @@ def prepare(resolved: Resolved, console: Console) -> Prepared:
     for notice in resolved.notices:
         console.say(f"note: {notice}")
     plan = resolve_plan(recipe.train.device, recipe.train.precision)
-    manifest = scan(recipe.data)
+    manifest = scan(recipe.data, progress=console.count)
     if recipe.data.on_bad_image == "skip":
         manifest = drop_unreadable(manifest, progress=lambda done, total: console.count("checking images", done, total))
     manifest = _split(manifest, recipe.data)

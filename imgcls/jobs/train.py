@@ -70,7 +70,7 @@ def train(
 
     Args:
         recipe: a recipe file, a built-in recipe's name, or sections as a mapping; None is `folder` where
-            `data.root` or `data.table` is overridden and `digits` elsewhere.
+            `data.root`, `data.table` or `data.parquet` is overridden and `digits` elsewhere.
         overrides: dotted field names to values, such as {"optim.lr": 0.01}.
         texts: the same with values as typed on a command line, read as YAML.
         quiet: print nothing.

@@ -1,9 +1,13 @@
 """What every data source promises."""
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 import imgcls.data  # noqa: F401  (registers the sources)
@@ -12,6 +16,7 @@ from imgcls.data.source import SOURCES, DataConfig, scan
 from imgcls.data.sources.csv import CsvConfig
 from imgcls.data.sources.digits import DigitsConfig
 from imgcls.data.sources.folder import FolderConfig
+from imgcls.data.sources.parquet import ParquetConfig
 from imgcls.data.sources.torchvision import TorchvisionConfig
 from imgcls.data.split import split
 from imgcls.tables import MANIFEST_COLUMNS, SPLITS, Manifest
@@ -27,10 +32,33 @@ def csv_config(make_folder: MakeFolder) -> CsvConfig:
     return CsvConfig(table=str(root / "labels.csv"))
 
 
+def archive_config(make_folder: MakeFolder) -> FolderConfig:
+    """A folder of images, packed."""
+    root = make_folder(classes=3, images=4)
+    return FolderConfig(root=shutil.make_archive(str(root), "gztar", root.parent, root.name))
+
+
+def parquet_config(make_folder: MakeFolder) -> ParquetConfig:
+    """Two files as the hub lays them out."""
+    root = make_folder(classes=3, images=4)
+    paths = sorted(root.rglob("*.png"))
+    names = sorted({path.parent.name for path in paths})
+    about = {"info": {"features": {"image": {"_type": "Image"}, "label": {"names": names, "_type": "ClassLabel"}}}}
+    for number in range(2):
+        part = paths[number::2]
+        images = [{"bytes": path.read_bytes(), "path": path.name} for path in part]
+        table = pa.table({"image": images, "label": [names.index(path.parent.name) for path in part]})
+        table = table.replace_schema_metadata({b"huggingface": json.dumps(about).encode()})
+        pq.write_table(table, root / f"all-0000{number}-of-00002.parquet")
+    return ParquetConfig(parquet=str(root))
+
+
 CONFIGS: dict[str, Callable[[MakeFolder], DataConfig]] = {
+    "archive": archive_config,
     "csv": csv_config,
     "digits": lambda _: DigitsConfig(),
     "folder": lambda make_folder: FolderConfig(root=str(make_folder(classes=3, images=4))),
+    "parquet": parquet_config,
     "torchvision": lambda make_folder: TorchvisionConfig(
         name="EuroSAT", cache_dir=str(make_folder(classes=3, images=4, name="cache/eurosat/2750").parents[1])
     ),
@@ -48,7 +76,7 @@ def manifest(config: DataConfig) -> Manifest:
 
 
 def test_every_source_is_under_contract() -> None:
-    assert sorted(CONFIGS) == SOURCES.names()
+    assert sorted(CONFIGS.keys() - {"archive"}) == SOURCES.names()  # an archive is another root of `folder`
 
 
 def test_the_config_is_that_of_the_registered_source(config: DataConfig) -> None:
@@ -72,12 +100,13 @@ def test_every_image_has_a_content_hash_and_a_known_split(manifest: Manifest) ->
     assert set(manifest.frame["split"]) <= {*SPLITS, ""}
 
 
-def test_an_image_is_either_a_row_of_the_array_or_an_absolute_file(manifest: Manifest) -> None:
-    if manifest.images is None:
+def test_an_image_is_either_a_row_of_what_the_source_holds_or_an_absolute_file(manifest: Manifest) -> None:
+    held = manifest.encoded if manifest.images is None else manifest.images
+    if held is None:
         assert all(Path(path).is_absolute() and Path(path).is_file() for path in manifest.frame["path"])
         assert set(manifest.frame["row"]) == {-1}
     else:
-        assert sorted(manifest.frame["row"]) == list(range(len(manifest.images)))
+        assert sorted(manifest.frame["row"]) == list(range(len(held)))
         assert set(manifest.frame["path"]) == {""}
 
 
@@ -107,5 +136,5 @@ def test_it_can_be_split(config: DataConfig, manifest: Manifest) -> None:
 
 
 def test_the_origin_is_what_the_user_gave_or_the_name_of_the_source(config: DataConfig) -> None:
-    given = {name: value for name, value in config.model_dump().items() if name in ("root", "table", "name")}
+    given = {name: value for name, value in config.model_dump().items() if name in ("root", "table", "parquet", "name")}
     assert config.origin == next(iter(given.values()), config.source)

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from imgcls.data.images import open_images
 from imgcls.data.source import scan
-from imgcls.data.sources.folder import FolderConfig
+from imgcls.data.sources.folder import FolderConfig, scan_unlabelled
 from imgcls.data.split import split
 from imgcls.errors import UserError
 from imgcls.tables import Manifest
@@ -253,3 +254,56 @@ def test_drawers_of_characters_are_never_on_two_sides(tmp_path: Path) -> None:
     result = split(scan(config), config)
     assert (result.frame.groupby("group")["split"].nunique() == 1).all()
     assert set(result.part("train").labels.tolist()) == set(range(6))
+
+
+def test_a_name_that_is_no_utf_8_and_is_passed_over_can_be_printed(tmp_path: Path) -> None:
+    root = put(tmp_path / "r", "a/1.png", "b/1.png")
+    (root / os.fsdecode(b"a/\xfc.txt")).write_text("x")
+    assert skipped(scanned(root)) == {"a/\\xfc.txt": "not an image"}
+
+
+# --- without labels
+
+
+def test_an_unlabelled_folder_gives_all_its_images_in_any_depth(tmp_path: Path) -> None:
+    root = put(tmp_path / "r", "2.png", "1.png", "a/b/3.png", ".x/4.png")
+    (root / "readme.txt").write_text("x")
+    manifest = scan_unlabelled(root, classes=["cat", "dog"])
+    assert manifest.ids == ["1.png", "2.png", "a/b/3.png"]
+    assert manifest.labels.tolist() == [-1, -1, -1]
+    assert manifest.classes == ("cat", "dog")
+    assert skipped(manifest) == {"readme.txt": "not an image", ".x": "hidden"}
+    assert len(open_images(manifest, channels=3, short_side=4, budget_mb=1)) == 3
+    assert len(manifest.digest) == 32
+
+
+def test_an_unlabelled_archive_gives_the_ids_of_the_folder(tmp_path: Path) -> None:
+    root = put(tmp_path / "r", "2.png", "1.png", "a/b/3.png")
+    packed = scan_unlabelled(Path(shutil.make_archive(str(tmp_path / "p"), "zip", root)))
+    assert packed.ids == ["1.png", "2.png", "a/b/3.png"]
+    assert packed.digest == scan_unlabelled(root).digest
+
+
+def test_unlabelled_files_keep_the_names_they_were_given_by(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(tmp_path, "d/2.png", "d/1.png")
+    (tmp_path / "d/2.png").rename(tmp_path / "d/upload")
+    monkeypatch.chdir(tmp_path)
+    manifest = scan_unlabelled([Path("d/upload"), Path("d/1.png")])
+    assert (manifest.ids, manifest.classes) == (["d/1.png", "d/upload"], ())
+    assert list(manifest.frame["path"]) == [str(tmp_path / name) for name in manifest.ids]
+    assert scan_unlabelled(Path("d/1.png")).ids == ["1.png"]
+
+
+def test_unlabelled_images_that_cannot_be_used_are_an_error(tmp_path: Path) -> None:
+    (tmp_path / "r").mkdir()
+    (tmp_path / "r/x.txt").write_text("x")
+    for given, expected in (
+        (tmp_path / "nowhere", "does not exist"),
+        (tmp_path / "r", r"r holds no images; expected files ending in .*in any depth. Found instead: x.txt"),
+        (tmp_path / "r/x.txt", "is a file; expected a folder"),
+        ([tmp_path / "gone.png"], "cannot read the image .*gone.png: No such file"),
+        ([Path("a.png"), Path("a.png")], "the image a.png is given twice"),
+        ([], "no image is given"),
+    ):
+        with pytest.raises(UserError, match=expected):
+            scan_unlabelled(given)

@@ -7,10 +7,12 @@ import socket
 import sqlite3
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from PIL import Image
 
@@ -108,6 +110,24 @@ def test_a_root_with_other_files_is_told_what_was_found_instead(refuse: Refuse, 
 def test_a_root_that_is_a_file_is_an_error(refuse: Refuse, tmp_path: Path) -> None:
     (tmp_path / "photos").write_text("x")
     assert f"data.root {tmp_path / 'photos'} is a file; expected a folder" in refuse("train", "--data.root", "photos")
+
+
+def test_an_archive_that_is_hostile_or_cut_off_is_an_error(refuse: Refuse, tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "photos.zip", "w") as file:
+        file.writestr("../out.png", b"x")
+    message = refuse("train", "--data.root", "photos.zip")
+    assert "photos.zip has a member that would land outside of its folder, ../out.png" in message
+    whole = (tmp_path / "photos.zip").read_bytes()
+    (tmp_path / "photos.zip").write_bytes(whole[:-10])
+    assert "begins like zip, but is no whole archive" in refuse("train", "--data.root", "photos.zip")
+
+
+def test_a_parquet_file_without_the_columns_is_an_error_that_lists_those_there_are(
+    refuse: Refuse, tmp_path: Path
+) -> None:
+    pd.DataFrame({"picture": [b"x"], "label": [0]}).to_parquet(tmp_path / "train.parquet")
+    message = refuse("train", "--data.parquet", "train.parquet")
+    assert f"data.parquet {tmp_path}/train.parquet has the columns picture, label; expected an image column" in message
 
 
 def test_a_root_without_a_name_is_not_the_current_folder(refuse: Refuse, make_folder: MakeFolder) -> None:

@@ -11,7 +11,7 @@ from imgcls.data.augment import Preprocessing, evaluation_pipeline
 from imgcls.data.images import open_images
 from imgcls.data.loading import Loader
 from imgcls.data.source import scan
-from imgcls.data.sources.folder import FolderConfig
+from imgcls.data.sources.folder import FolderConfig, scan_unlabelled
 from imgcls.inference.classifier import Classifier
 from imgcls.inference.predict import predict
 from imgcls.models.family import build
@@ -42,3 +42,21 @@ def test_predictions_agree_with_the_classifier_on_the_same_files(
     assert np.array_equal(found.labels, manifest.labels)
     assert (found.classes, found.split, found.manifest_digest) == (manifest.classes, "val", manifest.digest)
     assert not model.training
+
+
+def test_an_unlabelled_folder_is_predicted_in_the_order_of_its_ids(make_folder: Callable[..., Path]) -> None:
+    root = make_folder(classes=2, images=4, size=(20, 20))
+    (root / "class1/3.png").rename(root / "0.png")
+    steps = Preprocessing(3, 16, (0.5,) * 3, (0.2,) * 3)
+    model = build(PlainCNNConfig(num_blocks=2, channels=4), num_classes=3, in_channels=3, image_size=16)
+    manifest = scan_unlabelled(root, classes=["a", "b", "c"])
+    images = open_images(manifest, channels=3, short_side=steps.store_size, budget_mb=10)
+    loader = Loader(images, manifest.labels, evaluation_pipeline(16), batch_size=3)
+    found = predict(model, loader, manifest, preprocessing=steps, device="cpu", split="")
+    assert found.ids == ["0.png", *(f"class0/{k}.png" for k in range(4)), *(f"class1/{k}.png" for k in range(3))]
+    assert found.labels.tolist() == [-1] * 8
+    assert found.classes == ("a", "b", "c")
+    served = Classifier(model, PlainCNNConfig(num_blocks=2, channels=4), steps, found.classes, 3)
+    expected = served.probabilities([(root / name).read_bytes() for name in found.ids])
+    assert np.abs(found.probs - expected).max() < 1e-5
+    assert len(np.unique(found.probs[:, 0])) == 8, "the images should differ"

@@ -125,6 +125,16 @@ def test_counting_shows_a_bar_that_goes_when_all_is_done(monkeypatch: pytest.Mon
     assert console._bar is None
 
 
+def test_counting_other_things_names_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = open_terminal(monkeypatch)
+    console = Console()
+    console.count("listing photos.tar.gz", 0, 9, unit="MiB")
+    wait()
+    console.count("listing photos.tar.gz", 5, 9, unit="MiB")
+    assert " MiB/s" in terminal.getvalue()
+    assert "images" not in terminal.getvalue()
+
+
 def test_a_line_stands_above_the_bar(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     terminal = open_terminal(monkeypatch)
     console = Console()

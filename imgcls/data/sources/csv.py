@@ -8,11 +8,11 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
-from imgcls.data.source import SOURCES, DataConfig, Source
+from imgcls.data.source import SOURCES, DataConfig, ScanProgress, Source
+from imgcls.data.sources.columns import choose_column, class_names
 from imgcls.data.sources.files import EXTENSIONS, SPLIT_NAMES, absolute, check_names, contents, some
 from imgcls.data.sources.table import Table, read_table
 from imgcls.errors import UserError
-from imgcls.plugins import nearest
 from imgcls.tables import Manifest
 
 AUTO_COLUMNS: dict[str, tuple[tuple[str, ...], ...]] = {
@@ -25,8 +25,6 @@ AUTO_COLUMNS: dict[str, tuple[tuple[str, ...], ...]] = {
 """The names that `auto` knows, in any case; a later group counts where the table has none of an earlier one."""
 SPLIT_COLUMNS = ("split", "subset", "partition")
 """Columns that probably hold a split, in any case; they are only read where data.split_column names them."""
-_INTEGER = re.compile(r"[+-]?[0-9]{1,18}(\.0*)?")
-_DECIMAL = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 
 
 class CsvConfig(DataConfig):
@@ -71,7 +69,7 @@ class CsvConfig(DataConfig):
         return self.table
 
 
-def scan_csv(config: CsvConfig) -> Manifest:
+def scan_csv(config: CsvConfig, progress: ScanProgress) -> Manifest:
     """Read the table and find its images. Every row is an image; nothing is passed over.
 
     Raises:
@@ -91,7 +89,7 @@ def scan_csv(config: CsvConfig) -> Manifest:
     labels = [label.strip() for label in table.columns["label"]]
     _refuse_empty(table.columns["path"], table, about, "path")
     _refuse_empty(labels, table, about, "label")
-    names = _class_names(labels, config.label_kind, about)
+    names = class_names(labels, config.label_kind, about)
     splits = _splits(table, about)
     paths, ids = _find(table, config)
     train = {names[label] for label, split in zip(labels, splits, strict=True) if split in ("", "train")}
@@ -107,7 +105,7 @@ def scan_csv(config: CsvConfig) -> Manifest:
     rows = [
         {"id": id_, "path": str(path), "label": index[names[label]], "split": split, "group": group, "content": content}
         for id_, path, label, split, group, content in zip(
-            ids, paths, labels, splits, groups, contents(paths), strict=True
+            ids, paths, labels, splits, groups, contents(paths, progress), strict=True
         )
     ]
     rows.sort(key=lambda row: str(row["id"]))
@@ -132,37 +130,20 @@ def _columns(names: Sequence[str], config: CsvConfig) -> dict[str, str]:
         "split": config.split_column,
         "group": config.group_column,
     }
-    chosen = {role: _column(names, role, name, config.table) for role, name in asked.items() if name is not None}
+    about = f"data.table {config.table}"
+    chosen = {
+        role: choose_column(
+            names, role, name, about=about, known=AUTO_COLUMNS.get(role, ()), header="a header line with "
+        )
+        for role, name in asked.items()
+        if name is not None
+    }
     if chosen["path"] == chosen["label"]:
         raise UserError(
             f"data.path_column and data.label_column are the same column, {chosen['path']!r}; expected two. "
             f"data.table {config.table} has the columns {', '.join(names)}."
         )
     return chosen
-
-
-def _column(names: Sequence[str], role: str, name: str, table: str) -> str:
-    found = f"data.table {table} has the columns {', '.join(names)}"
-    if name not in names and name == "auto" and role in AUTO_COLUMNS:
-        fitting: list[str] = []
-        for known in AUTO_COLUMNS[role]:
-            fitting = fitting or [column for column in names if column.casefold() in known]
-        if not fitting:
-            known_names = ", ".join(known for group in AUTO_COLUMNS[role] for known in group)
-            raise UserError(
-                f"{found}; expected a header line with a {role} column called one of {known_names}. Say which it is "
-                f"with data.{role}_column."
-            )
-        if len(fitting) > 1:
-            raise UserError(f"{found}, of which {', '.join(fitting)} may hold the {role}; set data.{role}_column.")
-        name = fitting[0]
-    if names.count(name) > 1:
-        raise UserError(f"{found}; {name!r} stands {names.count(name)} times. Rename all but one.")
-    if name not in names:
-        guess = nearest(name, names)
-        hint = f" Did you mean {guess!r}?" if guess else ""
-        raise UserError(f"{found}; data.{role}_column {name!r} is not among them.{hint}")
-    return name
 
 
 def _refuse_empty(values: Sequence[str], table: Table, about: str, role: str) -> None:
@@ -172,34 +153,6 @@ def _refuse_empty(values: Sequence[str], table: Table, about: str, role: str) ->
             f"{about}: {len(empty)} of {len(values)} rows have no {role} ({some(empty)}); expected one in every row. "
             "Fill them in or remove the rows."
         )
-
-
-def _class_names(labels: Sequence[str], kind: str, about: str) -> dict[str, str]:
-    """{label as it stands: class name}, in the order of the classes."""
-    distinct = sorted(set(labels))
-    others = [label for label in distinct if not _INTEGER.fullmatch(label)]
-    if kind == "names" or (kind == "auto" and len(others) == len(distinct) and not _are_decimals(others)):
-        return {label: label for label in distinct}
-    way_out = "Mend the labels, or set data.label_kind to names to take all of them as text."
-    if others:
-        numbers = [label for label in distinct if label not in set(others)]
-        if not numbers and kind == "auto":
-            raise UserError(f"{about}: the labels are decimal numbers ({some(others)}); expected names. {way_out}")
-        raise UserError(
-            f"{about}: {len(numbers)} different labels are integers ({some(numbers) or 'none'}), but "
-            f"{len(others)} are not ({some(others)}); expected only integers or only names. {way_out}"
-        )
-    names = {label: label.split(".")[0] for label in sorted(distinct, key=lambda label: int(label.split(".")[0]))}
-    values: dict[int, str] = {}
-    for name in names.values():
-        other = values.setdefault(int(name), name)
-        if other != name:
-            raise UserError(f"{about}: the labels {other!r} and {name!r} are the same number. {way_out}")
-    return names
-
-
-def _are_decimals(labels: Sequence[str]) -> bool:
-    return all(_DECIMAL.fullmatch(label) for label in labels)
 
 
 def _splits(table: Table, about: str) -> list[str]:

@@ -5,7 +5,7 @@ from typing import Literal
 
 import numpy as np
 
-from imgcls.data.source import SOURCES, DataConfig, Source
+from imgcls.data.source import SOURCES, DataConfig, ScanProgress, Source
 from imgcls.tables import Manifest
 
 
@@ -16,7 +16,7 @@ class DigitsConfig(DataConfig):
     """scikit-learn's digits: 1,797 images, 8x8 grey, 10 classes."""
 
 
-def scan_digits(_config: DigitsConfig) -> Manifest:
+def scan_digits(_config: DigitsConfig, _progress: ScanProgress) -> Manifest:
     """The digits, each 8x8 with its 17 grey levels spread over 0..255.
 
     Source: Alpaydin and Kaynak (1998), Optical Recognition of Handwritten Digits, UCI; as in scikit-learn.

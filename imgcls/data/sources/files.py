@@ -10,19 +10,34 @@ from pathlib import Path
 from imgcls.data.names import SPLIT_NAMES as SPLIT_NAMES
 from imgcls.data.names import absolute as absolute
 from imgcls.data.names import some as some
+from imgcls.data.source import ScanProgress, silent
 from imgcls.errors import UserError
 
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})
 
 
-def contents(paths: Sequence[Path]) -> list[str]:
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder of this name is passed over: a dot before it, or what macOS puts into archives."""
+    return name.startswith(".") or name == "__MACOSX"
+
+
+def printable(path: Path | str) -> str:
+    """The name as text that can be printed and stored, whatever its bytes."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def contents(paths: Sequence[Path], progress: ScanProgress = silent) -> list[str]:
     """A hash of each file's bytes, read in a few threads.
 
     Raises:
         UserError: a file cannot be read.
     """
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return list(pool.map(_content, paths))
+        found = []
+        for content in pool.map(_content, paths):
+            found.append(content)
+            progress("finding images", len(found), len(paths))
+        return found
 
 
 def _content(path: Path) -> str:
@@ -32,13 +47,13 @@ def _content(path: Path) -> str:
         raise UserError(f"cannot read the image {path}: {error.strerror}. Mend or remove the file.") from error
 
 
-def check_names(paths: Sequence[Path]) -> None:
+def check_names(paths: Sequence[Path | str]) -> None:
     """Tables, logs and models hold the names as UTF-8 text.
 
     Raises:
         UserError: names that are not UTF-8.
     """
-    bad = [os.fsencode(path).decode("utf-8", "backslashreplace") for path in paths if not _is_utf8(str(path))]
+    bad = [printable(path) for path in paths if not _is_utf8(str(path))]
     if bad:
         raise UserError(
             f"the names {some(bad)} are not UTF-8 (often those of an archive unpacked with another encoding). "

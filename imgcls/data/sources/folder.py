@@ -1,15 +1,27 @@
-"""A folder of images: root/<class>/..., or root/{train,val,test}/<class>/... with its splits given."""
+"""A folder of images, or an archive of one: root/<class>/..., or root/{train,val,test}/<class>/... with its splits."""
 
 import os
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, field_validator
 
-from imgcls.data.source import SOURCES, DataConfig, Source
-from imgcls.data.sources.files import EXTENSIONS, SPLIT_NAMES, absolute, check_names, contents, some
+from imgcls.data.source import SOURCES, DataConfig, ScanProgress, Source, silent
+from imgcls.data.sources.archive import ENDINGS, unpacked
+from imgcls.data.sources.archive_members import is_archive, looks_like
+from imgcls.data.sources.files import (
+    EXTENSIONS,
+    SPLIT_NAMES,
+    absolute,
+    check_names,
+    contents,
+    is_hidden,
+    printable,
+    some,
+)
 from imgcls.errors import UserError
 from imgcls.tables import Manifest, Skipped
 
@@ -20,8 +32,10 @@ class FolderConfig(DataConfig):
     source: Literal["folder"] = "folder"
     """A folder with one sub-folder a class, or with train/val/test folders that hold them."""
     root: str = Field(min_length=1)
-    """The folder. A relative path is taken from the current directory (under `mlflow run`: the project's)."""
-
+    """The folder, or a .zip, .tar, .tar.gz, .tar.bz2 or .tar.xz of it, which is unpacked once into the cache. A
+    relative path is taken from the current directory (under `mlflow run`: the project's)."""
+    max_archive_gb: float = Field(50, gt=0)
+    """GiB that an archive may take unpacked. An archive that was made to fill disks is refused before it does so."""
     group_pattern: str | None = None
     """What images belong together (a scene, a patient, a drawer), so that no group is on two sides of the split: a
     regular expression on the path below root, such as `([^/]+)\\.png$`, whose first capture, or the one named group, is
@@ -46,20 +60,25 @@ class FolderConfig(DataConfig):
 
     @property
     def origin(self) -> str:
-        """The folder."""
+        """The folder or archive."""
         return self.root
 
 
-def scan_folder(config: FolderConfig) -> Manifest:
+def scan_folder(config: FolderConfig, progress: ScanProgress) -> Manifest:
     """Find the images below the root. Hidden and non-image files are skipped and listed in the manifest.
 
+    An archive gives the ids, classes, splits and digest of the folder that was packed.
+
     Raises:
-        UserError: the root is missing, is no folder, cannot be read, holds no images, has a class folder
-            without images, has classes in val or test that train lacks, or file names that are not UTF-8.
+        UserError: the root is missing, is neither folder nor archive, cannot be read, holds no images, has a class
+            folder without images, has classes in val or test that train lacks, or file names that are not UTF-8. An
+            archive that cannot be unpacked.
     """
-    root = Path(config.root)
-    _check_root(root)
-    skipped: list[Skipped] = []
+    with _opened(Path(config.root), config.max_archive_gb, progress) as (root, skipped):
+        return _scan_below(root, skipped, config.group_pattern, progress)
+
+
+def _scan_below(root: Path, skipped: list[Skipped], group_pattern: str | None, progress: ScanProgress) -> Manifest:
     splits = _split_folders(root)
     files: list[tuple[Path, str, str]] = []
     for split, folder in splits:
@@ -88,10 +107,10 @@ def scan_folder(config: FolderConfig) -> Manifest:
             "split": split,
             "content": content,
         }
-        for (path, name, split), content in zip(files, contents(paths), strict=True)
+        for (path, name, split), content in zip(files, contents(paths, progress), strict=True)
     ]
-    if config.group_pattern is not None:
-        groups = _groups([str(row["id"]) for row in rows], config.group_pattern)
+    if group_pattern is not None:
+        groups = _groups([str(row["id"]) for row in rows], group_pattern)
         rows = [{**row, "group": group} for row, group in zip(rows, groups, strict=True)]
     rows.sort(key=lambda row: str(row["id"]))
     return Manifest.build(rows, classes=classes, skipped=skipped)
@@ -111,6 +130,20 @@ def _groups(ids: Sequence[str], pattern: str) -> list[str]:
     return [str(group) for group in groups]
 
 
+@contextmanager
+def _opened(root: Path, max_archive_gb: float, progress: ScanProgress) -> Iterator[tuple[Path, list[Skipped]]]:
+    """(the folder with the images, what is passed over already) of a folder or an archive."""
+    _check_root(root)
+    if root.is_dir():
+        yield root, []
+        return
+    found = unpacked(root, max_gb=max_archive_gb, progress=progress)
+    try:
+        yield found.folder, list(found.skipped)
+    except UserError as error:  # a user knows the archive, not its place in the cache
+        raise UserError(str(error).replace(str(found.base), str(root))) from error
+
+
 def _check_root(root: Path) -> None:
     try:
         exists = root.exists()
@@ -118,19 +151,37 @@ def _check_root(root: Path) -> None:
         raise UserError(f"data.root cannot be read: {error.strerror}, found {str(root)[:200]!r}.") from error
     if not exists:
         raise UserError(
-            f"data.root {root} does not exist; expected a folder with one sub-folder a class. Give an existing "
-            "folder, best as an absolute path: a relative one is taken from the current directory, which under "
-            "`mlflow run` is the project's."
+            f"data.root {root} does not exist; expected a folder with one sub-folder a class, or an archive of it. "
+            "Give an existing folder, best as an absolute path: a relative one is taken from the current directory, "
+            "which under `mlflow run` is the project's."
         )
-    if not root.is_dir():
-        raise UserError(f"data.root {root} is a file; expected a folder with one sub-folder a class.")
-    if not os.access(root, os.R_OK | os.X_OK):
+    if not os.access(root, os.R_OK | (os.X_OK if root.is_dir() else 0)):
         raise UserError(f"data.root {root} cannot be read: permission denied. Change its permissions.")
+    if not root.is_dir():
+        _check_archive(root)
+
+
+def _check_archive(root: Path) -> None:
+    expected = f"expected a folder with one sub-folder a class, or an archive of it ({', '.join(ENDINGS)})"
+    if not root.is_file():
+        raise UserError(f"data.root {root} is neither a folder nor a file; {expected}.")
+    try:
+        if is_archive(root):
+            return
+        kind = looks_like(root)
+    except OSError as error:
+        raise UserError(f"data.root {root} cannot be read: {error.strerror}. Change its permissions.") from error
+    if kind:
+        raise UserError(
+            f"data.root {root} is a file that begins like {kind}, but is no whole archive; {expected}. Copy or "
+            "download it again."
+        )
+    raise UserError(f"data.root {root} is a file; {expected}.")
 
 
 def _split_folders(root: Path) -> list[tuple[str, Path]]:
     """[(split, folder)] where the sub-folders are named like splits, else [("", root)]."""
-    folders = [entry for entry in sorted(root.iterdir()) if entry.is_dir() and not _is_hidden(entry.name)]
+    folders = [entry for entry in sorted(root.iterdir()) if entry.is_dir() and not is_hidden(entry.name)]
     splits = [(SPLIT_NAMES.get(entry.name.casefold(), ""), entry) for entry in folders]
     named = [split for split, _ in splits]
     others = [entry.name for split, entry in splits if not split]
@@ -152,14 +203,14 @@ def _split_folders(root: Path) -> list[tuple[str, Path]]:
 def _classes_below(folder: Path, root: Path, skipped: list[Skipped]) -> Iterator[tuple[Path, str]]:
     """(image, class name) of every image in the class folders below."""
     for entry in sorted(folder.iterdir()):
-        if _is_hidden(entry.name):
-            skipped.append(Skipped(entry.relative_to(root).as_posix(), "hidden"))
+        if is_hidden(entry.name):
+            skipped.append(Skipped(_name(entry, root), "hidden"))
         elif not entry.is_dir():
             image = entry.suffix.casefold() in EXTENSIONS
             reason = "image outside a class folder" if image else "not an image"
-            skipped.append(Skipped(entry.relative_to(root).as_posix(), reason))
+            skipped.append(Skipped(_name(entry, root), reason))
         elif entry.is_symlink() and root.resolve().is_relative_to(entry.resolve()):
-            skipped.append(Skipped(entry.relative_to(root).as_posix(), "a link to a folder above"))
+            skipped.append(Skipped(_name(entry, root), "a link to a folder above"))
         else:
             found = list(_images_below(entry, root, skipped))
             if not found:
@@ -178,29 +229,81 @@ def _images_below(folder: Path, root: Path, skipped: list[Skipped]) -> Iterator[
     for here, folders, names in os.walk(folder, onerror=cannot_list):
         for name in sorted(folders):
             path = Path(here, name)
-            if _is_hidden(name):
-                skipped.append(Skipped(path.relative_to(root).as_posix(), "hidden"))
+            if is_hidden(name):
+                skipped.append(Skipped(_name(path, root), "hidden"))
             elif path.is_symlink():
-                skipped.append(Skipped(path.relative_to(root).as_posix(), "a link to a folder"))
-        folders[:] = sorted(name for name in folders if not _is_hidden(name))
+                skipped.append(Skipped(_name(path, root), "a link to a folder"))
+        folders[:] = sorted(name for name in folders if not is_hidden(name))
         for name in sorted(names):
             path = Path(here, name)
-            if _is_hidden(name):
-                skipped.append(Skipped(path.relative_to(root).as_posix(), "hidden"))
+            if is_hidden(name):
+                skipped.append(Skipped(_name(path, root), "hidden"))
             elif path.suffix.casefold() not in EXTENSIONS:
-                skipped.append(Skipped(path.relative_to(root).as_posix(), "not an image"))
+                skipped.append(Skipped(_name(path, root), "not an image"))
             else:
                 yield path
 
 
-def _is_hidden(name: str) -> bool:
-    return name.startswith(".") or name == "__MACOSX"
+def _name(path: Path, root: Path) -> str:
+    return printable(path.relative_to(root).as_posix())
 
 
 def _what_was_skipped(skipped: list[Skipped]) -> str:
     if not skipped:
         return ""
     return f" Found instead: {some([f'{item.path} ({item.reason})' for item in skipped])}."
+
+
+def scan_unlabelled(
+    root: Path | Sequence[Path],
+    *,
+    classes: Sequence[str] = (),
+    max_archive_gb: float = 50,
+    progress: ScanProgress = silent,
+) -> Manifest:
+    """Images without labels, to be predicted: those of a folder in any depth, of an archive, or single files.
+
+    Hidden and non-image files below a folder are skipped and listed; files that are named themselves are not judged by
+    their endings.
+
+    Args:
+        root: a folder, an archive of one, an image, or several images.
+        classes: the class names of the model that is to predict.
+        max_archive_gb: GiB that an archive may take when it is unpacked.
+        progress: told how far it is.
+
+    Raises:
+        UserError: the root or a file is missing or cannot be read, no image is there, a file is given twice, names
+            that are not UTF-8, or an archive that cannot be unpacked.
+    """
+    if not isinstance(root, Path):
+        return _unlabelled([(str(path), path) for path in root], classes, [], progress)
+    if root.suffix.casefold() in EXTENSIONS and root.is_file():
+        return _unlabelled([(root.name, root)], classes, [], progress)
+    with _opened(Path(absolute(str(root))), max_archive_gb, progress) as (folder, skipped):
+        found = [(path.relative_to(folder).as_posix(), path) for path in _images_below(folder, folder, skipped)]
+        if not found:
+            raise UserError(
+                f"{folder} holds no images; expected files ending in {', '.join(sorted(EXTENSIONS))}, in any depth."
+                f"{_what_was_skipped(skipped)}"
+            )
+        return _unlabelled(found, classes, skipped, progress)
+
+
+def _unlabelled(
+    images: Sequence[tuple[str, Path]], classes: Sequence[str], skipped: Sequence[Skipped], progress: ScanProgress
+) -> Manifest:
+    names = [name for name, _ in images]
+    twice = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
+    if twice or not images:
+        raise UserError(f"the image {some(twice)} is given twice; expected once." if twice else "no image is given.")
+    paths = [path.absolute() for _, path in images]
+    check_names(paths)
+    rows = [
+        {"id": name, "path": str(path), "content": content}
+        for name, path, content in zip(names, paths, contents(paths, progress), strict=True)
+    ]
+    return Manifest.build(sorted(rows, key=lambda row: row["id"]), classes=classes, skipped=skipped)
 
 
 SOURCES.register("folder")(Source(FolderConfig, scan_folder))

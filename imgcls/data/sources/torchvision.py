@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field, field_validator
 
-from imgcls.data.source import SOURCES, DataConfig, Source
+from imgcls.data.source import SOURCES, DataConfig, ScanProgress, Source
 from imgcls.data.sources.files import absolute
 from imgcls.data.sources.torchvision_known import CLASS_NAMES, KNOWN, Known
 from imgcls.errors import UserError
@@ -65,7 +65,7 @@ class TorchvisionConfig(DataConfig):
         return self.name
 
 
-def scan_torchvision(config: TorchvisionConfig) -> Manifest:
+def scan_torchvision(config: TorchvisionConfig, _progress: ScanProgress) -> Manifest:
     """The data set as torchvision reads it: pixels where it holds an array, else image files.
 
     Raises:
