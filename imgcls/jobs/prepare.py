@@ -15,9 +15,10 @@ from imgcls.data.augment import (
     training_pipeline,
 )
 from imgcls.data.balance import class_weights
-from imgcls.data.check import drop_unreadable
+from imgcls.data.check import check, drop_unreadable
 from imgcls.data.images import Images, open_images
 from imgcls.data.loading import Loader, resolve_num_workers
+from imgcls.data.report import Report
 from imgcls.data.source import scan
 from imgcls.data.split import split
 from imgcls.jobs.console import Console
@@ -42,6 +43,7 @@ class Prepared:
         val: validation batches.
         model: the network, on the CPU.
         class_weights: (C,) weight of each class.
+        report: what the check of the data found; None where there was none.
     """
 
     resolved: Resolved
@@ -53,6 +55,7 @@ class Prepared:
     val: Loader
     model: StagedModel
     class_weights: npt.NDArray[np.float64]
+    report: Report | None
 
 
 def prepare(resolved: Resolved, console: Console) -> Prepared:
@@ -66,8 +69,9 @@ def prepare(resolved: Resolved, console: Console) -> Prepared:
         console.say(f"note: {notice}")
     plan = resolve_plan(recipe.train.device, recipe.train.precision)
     manifest = scan(recipe.data)
+    report = _check(manifest, recipe, console)
     if recipe.data.on_bad_image == "skip":
-        manifest = drop_unreadable(manifest, progress=lambda done, total: console.count("checking images", done, total))
+        manifest = drop_unreadable(manifest, report=report, progress=console.counter("checking images"))
     manifest = split(manifest, recipe.data)
     size = resolve_image_size(recipe.augment, manifest.part("train"))
     recipe = recipe.replace({"augment.image_size": size})
@@ -90,7 +94,22 @@ def prepare(resolved: Resolved, console: Console) -> Prepared:
         first = ", ".join(f"{item.path} ({item.reason})" for item in manifest.skipped[:3])
         count = len(manifest.skipped)
         console.say(f"skipped {count:,} file{'s' * (count != 1)}: {first}{', …' * (count > 3)}")
-    return Prepared(resolved, recipe, plan, manifest, steps, train_loader, val_loader, model, weights)
+    return Prepared(resolved, recipe, plan, manifest, steps, train_loader, val_loader, model, weights, report)
+
+
+def _check(manifest: Manifest, recipe: Recipe, console: Console) -> Report | None:
+    """What the check that `data.check` asks for finds; what may mislead is told in a line each."""
+    if recipe.data.check == "off":
+        return None
+    progress = console.counter("checking images")
+    report = check(manifest, depth=recipe.data.check, channels=recipe.data.channels, progress=progress)
+    # Images that cannot be decoded are refused or left out, and told, further on.
+    told = [f for f in report.findings if f.severity != "note" and f.kind != "unreadable"]
+    for finding in told:
+        console.say(finding.line())
+    if told:
+        console.say("look at all of it with: imgcls data check (and this recipe)")
+    return report
 
 
 def _class_weights(manifest: Manifest, recipe: Recipe) -> npt.NDArray[np.float64]:
