@@ -62,12 +62,11 @@ def check(manifest: Manifest, *, depth: Depth = "quick", channels: int = 3, prog
     readable = [row for row in range(len(manifest)) if row not in unreadable]
     copies = [[readable[k] for k in same] for same in groups([contents[row] for row in readable])]
     class_counts = _class_counts(manifest)
-    found = {
-        "unreadable": sorted(unreadable),
-        **_oddities(manifest, facts, unreadable),
-        "blank": blank,
-    }
+    found = {**_oddities(manifest, facts, unreadable), "blank": blank}
     findings = [finding_of(kind, [manifest.ids[row] for row in rows]) for kind, rows in found.items()]
+    findings.append(
+        finding_of("unreadable", [f"{manifest.ids[row]}: {why}" for row, why in sorted(unreadable.items())])
+    )
     findings += _about_copies(manifest, copies)
     findings += _about_classes(manifest.classes, class_counts)
     if near is not None:

@@ -18,7 +18,8 @@ LEAST_CORRELATION = 0.97
 letters it brought together 2,583 pairs, of which 3 were alike; of 3,832 photos 20, of which 14 were. What is resized,
 compressed anew, brightened or of less contrast stays above 0.97, what is cropped by 2 % of each side mostly."""
 LEAST_CONTRAST = 2.0
-"""Standard deviation, in levels of 255, below which a thumbnail shows one colour and resembles all others like it."""
+"""Standard deviation of grey, in levels of 255, below which an image counts as of one colour, and below which a
+thumbnail has no forms to recognise it by (a fine, even texture averages out)."""
 THUMB = 16
 """Pixels on a thumbnail's side."""
 MOST_PAIRS = 100_000
@@ -34,15 +35,19 @@ class Print:
         hash: 64 bits of its lowest frequencies (pHash: Zauner 2010, Implementation and benchmarking of perceptual image
             hash functions).
         thumb: (THUMB, THUMB) uint8, grey.
+        side: pixels of the image's shorter side.
+        is_blank: it shows one colour only.
     """
 
     hash: int
     thumb: Pixels
+    side: int = THUMB
+    is_blank: bool = False
 
     @property
-    def is_blank(self) -> bool:
-        """Whether it shows one colour only."""
-        return float(self.thumb.std()) < LEAST_CONTRAST
+    def is_telling(self) -> bool:
+        """Whether there is enough in it to recognise it by."""
+        return self.side >= THUMB and float(self.thumb.std()) >= LEAST_CONTRAST
 
 
 @dataclass(frozen=True)
@@ -71,7 +76,8 @@ def fingerprint(pixels: Pixels) -> Print:
     grey = to_channels(pixels, 1)[:, :, 0]
     bits = imagehash.phash(Image.fromarray(grey)).hash
     number = int.from_bytes(np.packbits(bits).tobytes(), "big")
-    return Print(number, np.asarray(cv2.resize(grey, (THUMB, THUMB), interpolation=cv2.INTER_AREA), np.uint8))
+    thumb = np.asarray(cv2.resize(grey, (THUMB, THUMB), interpolation=cv2.INTER_AREA), np.uint8)
+    return Print(number, thumb, min(grey.shape), is_blank=float(grey.std()) < LEAST_CONTRAST)
 
 
 def groups(contents: Sequence[str]) -> list[list[int]]:
@@ -83,13 +89,16 @@ def groups(contents: Sequence[str]) -> list[list[int]]:
 
 
 def near_pairs(prints: Sequence[Print]) -> NearPairs:
-    """Every pair whose hashes are near and whose thumbnails correlate; blank images are in none.
+    """Every pair whose hashes are near and whose thumbnails correlate.
+
+    Images without forms are in none, nor are those with fewer pixels than a thumbnail: different digits of 8 x 8 pixels
+    are as alike as copies of a photo.
 
     All pairs are compared: 60,000 images take a few seconds, a million a quarter of an hour.
     """
     hashes = np.array([item.hash for item in prints], np.uint64)
     thumbs = np.array([item.thumb for item in prints], np.uint8).reshape(len(prints), THUMB * THUMB)
-    usable = np.flatnonzero(thumbs.std(axis=1) >= LEAST_CONTRAST)
+    usable = np.array([row for row, item in enumerate(prints) if item.is_telling], np.int64)
     hashes, thumbs = hashes[usable], thumbs[usable]
     tiles = [
         (top, left)

@@ -30,7 +30,8 @@ SETTLED_NS = 2 * 10**9
 """A file that was written this shortly before it was read may change again without its time of change showing it."""
 _FORM = f"1/{pillow_version}"
 """Facts of another form of this module, or of another Pillow, are read anew."""
-_SUFFIX_OF_END = {"PNG": b"IEND", "JPEG": b"\xff\xd9", "MPO": b"\xff\xd9"}
+_MARKS = {"PNG": b"IEND", "JPEG": b"\xff\xd9", "MPO": b"\xff\xd9"}
+"""What stands at the end of a file of the format. (A WebP that was cut off is refused by its header.)"""
 
 
 class Fact(NamedTuple):
@@ -47,7 +48,7 @@ class Fact(NamedTuple):
         bits: a channel's: 8, 16 or 32; 1 for black and white.
         orientation: EXIF's, 1 to 8; 1 is upright.
         frames: pictures in the file; above 1 an animation or several pages.
-        ends: the mark or length by which its format ends is there; False of a file that was cut off.
+        ends: the mark at its format's end is there; False of a PNG or JPEG that was cut off.
         problem: why it cannot be decoded, "" where nothing in its header says so.
     """
 
@@ -89,6 +90,8 @@ def _described(fact: Fact, image: Image.Image, data: bytes) -> Fact:
     problem = ""
     if max(width, height) > MOST_ELONGATED * min(width, height):
         problem = f"it is {width} x {height} pixels; expected no side over {MOST_ELONGATED} times the other"
+    elif image.mode == "F":
+        problem = "its pixels are of the kind 'F', expected at most 16 bits a channel"
     format_ = sys.intern(str(image.format))
     return fact._replace(
         format=format_,
@@ -99,7 +102,7 @@ def _described(fact: Fact, image: Image.Image, data: bytes) -> Fact:
         bits=_bits(image),
         orientation=_orientation(image),
         frames=_frames(image),
-        ends=_ends(format_, data),
+        ends=_MARKS.get(format_, b"") in data,
         problem=problem,
     )
 
@@ -128,12 +131,6 @@ def _frames(image: Image.Image) -> int:
     with contextlib.suppress(Exception):  # cut off behind the first frame, which is the one that is used
         return int(getattr(image, "n_frames", 1))
     return 1
-
-
-def _ends(format_: str, data: bytes) -> bool:
-    if format_ == "WEBP":
-        return len(data) >= 8 + int.from_bytes(data[4:8], "little")
-    return _SUFFIX_OF_END.get(format_, b"") in data
 
 
 def facts_of(paths: Sequence[Path | str], progress: Progress | None = None) -> list[Fact]:

@@ -93,7 +93,8 @@ class Finding:
         title: what there is, to be read before the count.
         advice: what it means and what to do.
         count: how often.
-        items: all that it is about: ids of images (`a = b` of equal bytes, `a ~ b` that look alike), or classes.
+        items: all that it is about: ids of images (with the reason of those that cannot be decoded, `a = b` of equal
+            bytes, `a ~ b` of a pair that looks alike), or classes.
     """
 
     kind: str

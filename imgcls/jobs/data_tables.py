@@ -85,7 +85,7 @@ def _classes(report: Report) -> str:
     smallest, largest = names[int(counts.argmin())], names[int(counts.argmax())]
     return (
         f"{len(names):,}, of {least:,} ({smallest}) to {most:,} ({largest}) images{_in_training(report)}, "
-        f"median {np.median(counts):,.0f}; largest : smallest {report.imbalance:,.1f}"
+        f"median {np.median(counts):,g}; largest : smallest {report.imbalance:,.1f}"
     )
 
 
@@ -113,7 +113,7 @@ def _sizes(report: Report) -> str:
 
 
 def _spread(values: npt.NDArray[np.int64]) -> str:
-    return f"{values.min():,} … {np.median(values):,.0f} … {values.max():,}"
+    return f"{values.min():,} … {np.median(values):,g} … {values.max():,}"
 
 
 def _channels(report: Report) -> str:
@@ -160,5 +160,5 @@ def near_table(report: Report) -> pd.DataFrame:
         return pd.DataFrame(columns=columns)
     about = images_table(report)[["id", "class", "split"]]
     a, b = (about.iloc[report.near.rows[:, side]].reset_index(drop=True) for side in (0, 1))
-    both = a.join(b, lsuffix="_a", rsuffix="_b")
+    both = pd.concat([a.add_suffix("_a"), b.add_suffix("_b")], axis=1)
     return both.assign(distance=report.near.distances, correlation=report.near.correlations)[columns]
