@@ -305,9 +305,7 @@ def test_the_data_are_checked_before_training_and_the_report_is_in_the_run(
     shutil.copy(root / "class0/1.png", root / "class1/copy.png")
     result = imgcls.train(None, {**photos, "data.check": depth, "train.epochs": 1})
     out = capsys.readouterr().out
-    told = (
-        "warning: contents (the same bytes) under several labels: 1 (class0/1.png (class0) = class1/copy.png (class1))"
-    )
+    same = "class0/1.png (class0) = class1/copy.png (class1)"
     client = connect().client
     logged = {item.path for item in client.list_artifacts(result.run_id, "tables")}
     if depth == "off":
