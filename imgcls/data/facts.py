@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 from PIL import ExifTags, Image, UnidentifiedImageError
 from PIL import __version__ as pillow_version
 
-from imgcls.data.cache import cache_dir
 from imgcls.data.decode import MOST_ELONGATED, quiet_pillow
 from imgcls.data.images import Progress, map_bounded
 
@@ -235,6 +234,8 @@ def _from_file(keys: list[bytes]) -> dict[bytes, tuple[str, Fact]]:
 
 def _with_file(work: Callable[[sqlite3.Connection], Any], *, create: bool) -> None:
     """Do this on the file of facts, if it can be had: it only saves time."""
+    from imgcls.data.cache import cache_dir  # here, for its library is none of those that a served model needs
+
     path = cache_dir() / "facts.db"
     try:
         if create:
