@@ -53,7 +53,7 @@ def check(manifest: Manifest, *, depth: Depth = "quick", channels: int = 3, prog
     near, measured, blank = None, None, list[int]()
     if depth == "full":
         looks = _look_at_all(manifest, channels, progress)
-        unreadable = {row: look for row, look in enumerate(looks) if isinstance(look, str)}
+        unreadable = {row: facts[row].problem or look for row, look in enumerate(looks) if isinstance(look, str)}
         seen = {row: look for row, look in enumerate(looks) if not isinstance(look, str)}
         blank = [row for row, look in seen.items() if look.print.is_blank]
         measured = _channels(list(seen.values()))

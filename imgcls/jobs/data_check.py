@@ -196,7 +196,7 @@ def _draw(run: TrackedRun, report: Report, config: DataConfig) -> None:
     drawn["samples"] = figures.sample_grid(samples, classes, title=title)
     sizes = report.sizes[(report.sizes > 0).all(axis=1)]
     if len(sizes):
-        drawn["sizes"] = figures.size_scatter(sizes[:, 0], sizes[:, 1], title=f"{name}: sizes of {len(sizes):,} images")
+        drawn["sizes"] = figures.size_scatter(sizes[:, 0], sizes[:, 1], title=name)
     for kind, what, pairs, count in _pairs_to_show(report):
         pixels, captions = _pair_images(report, pairs, config.channels)
         if pixels:

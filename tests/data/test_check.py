@@ -106,6 +106,7 @@ def test_what_is_no_image_is_an_error_with_its_reason(content: bytes, reason: st
     assert found(report)["unreadable"] == (f"class1/3.png: {reason}",)
     assert report.unreadable == {13: reason}
     assert next(iter(report.findings)).severity == "error"
+    assert checked(root, "full").unreadable == {13: reason}
 
 
 def test_empty_files_are_no_copies_of_each_other(root: Path) -> None:
