@@ -123,6 +123,44 @@ def data_preview(words: tuple[str, ...], out: Path) -> None:
     job.run(resolve(recipe, texts=texts), out, Console())
 
 
+@data.command("check", context_settings=_OVERRIDABLE)
+@click.argument("words", metavar="[RECIPE] [--SECTION.FIELD VALUE]...", nargs=-1, type=click.UNPROCESSED)
+@click.option("--full", is_flag=True, help="Decode and compare all images; also measures their channels.")
+@click.option("--json", "json_to", metavar="FILE", help="Write the report to a file; - prints it instead of the table.")
+@click.option("--no-run", is_flag=True, help="Make no MLflow run, and so no figures.")
+def data_check(words: tuple[str, ...], full: bool, json_to: str | None, no_run: bool) -> None:
+    """Find the problems of a data set before training on it.
+
+    Damaged and mislabelled files, unusual kinds of images, copies (across labels and splits), imbalance, sizes; with
+    --full also pictures that cannot be decoded or look alike. Takes a recipe and its fields like `imgcls train`.
+
+    \b
+    imgcls data check --data.root photos/
+    imgcls data check --data.root photos/ --full
+    imgcls data check digits --json - --no-run
+
+    Exit codes: 0 done, also with warnings; 1 images that cannot be decoded were found, and data.on_bad_image is error;
+    2 a mistake to mend; 3 done but not all could be sent to the tracking server; 130, 143 and 129 stopped.
+    """
+    from imgcls.jobs.signals import Signals
+    from imgcls.tracking.run import fail_attached_run
+
+    with Signals(ends_process=True) as signals:
+        try:
+            recipe, texts = parse_words(words)
+            from imgcls.jobs.console import Console
+            from imgcls.jobs.data_check import run_check
+            from imgcls.recipe import resolve
+
+            resolved = resolve(recipe, texts=texts)
+        except UserError as error:
+            fail_attached_run(str(error))
+            raise
+        console = Console(quiet=json_to == "-")
+        result = run_check(resolved, console, signals, full=full, json_to=json_to, tracked=not no_run)
+    sys.exit(1 if result.refuses else 0 if result.unsent is None else 3)
+
+
 @cli.command()
 @click.option("--port", default=5000, show_default=True, type=click.IntRange(1, 65535), help="Port on 127.0.0.1.")
 @click.option("--no-open", is_flag=True, help="Do not open a browser.")

@@ -19,6 +19,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from imgcls.tables import Manifest
+
 MakeFolder = Callable[..., Path]
 
 
@@ -66,3 +68,8 @@ def put(root: Path, *names: str) -> Path:
         pixels = np.random.default_rng(seed).integers(0, 256, (6, 5, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(path, "PNG")
     return root
+
+
+def skipped(manifest: Manifest) -> dict[str, str]:
+    """path -> reason of what the source passed over."""
+    return {item.path: item.reason for item in manifest.skipped}

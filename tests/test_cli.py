@@ -27,6 +27,7 @@ data:
   balance: none
   balance_beta: null
   on_bad_image: error
+  check: quick
   num_workers: auto
   memory_budget_mb: 2048
 augment:

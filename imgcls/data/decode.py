@@ -48,7 +48,8 @@ class _QuietPillow:
                 self._caught.__exit__(None, None, None)
 
 
-_quiet_pillow = _QuietPillow()
+quiet_pillow = _QuietPillow()
+"""Enter it around whatever opens images with Pillow."""
 
 
 def decode(data: bytes, *, channels: int, short_side: int | None = None) -> Pixels:
@@ -65,7 +66,7 @@ def decode(data: bytes, *, channels: int, short_side: int | None = None) -> Pixe
     if not data:
         raise DecodeError("the file is empty")
     try:
-        with _quiet_pillow, Image.open(io.BytesIO(data)) as image:
+        with quiet_pillow, Image.open(io.BytesIO(data)) as image:
             if short_side is not None:
                 image.draft(None, (short_side, short_side))
             return shrink(_to_array(image, channels), short_side)

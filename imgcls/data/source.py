@@ -73,6 +73,9 @@ class DataConfig(Section):
     on_bad_image: Literal["error", "skip"] = "error"
     """An image that cannot be read: error stops before there is a run; skip leaves it out, counts it and lists it in
     the run's tables/skipped.jsonl."""
+    check: Literal["off", "quick", "full"] = "quick"
+    """What every training looks for first and tells: quick reads the images' headers (damaged files, copies, leakage
+    between splits, imbalance); full decodes and compares all images besides; off looks for nothing."""
     num_workers: Annotated[int, Field(ge=0, le=256)] | Literal["auto"] = "auto"
     """Processes that augment batches; 0 does it in the training process. auto: none on a CPU, up to 8 beside a GPU."""
     memory_budget_mb: int = Field(2048, ge=0)

@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
@@ -43,6 +44,10 @@ class Console:
         self._bar.update(done - self._bar.n)
         if done >= total:
             self.clear()
+
+    def counter(self, what: str) -> Callable[[int, int], None]:
+        """`count` of a stage, as a function of what is done and the total."""
+        return lambda done, total: self.count(what, done, total)
 
     def step(self, step: Step, *, epochs: int) -> None:
         """Progress of a training; shown on a terminal only."""

@@ -12,10 +12,10 @@ from imgcls.data.decode import Pixels, shrink, to_channels
 from imgcls.data.images import DecodedImages
 from imgcls.data.loading import Loader
 from imgcls.data.source import scan
-from imgcls.data.split import split
 from imgcls.errors import UserError
 from imgcls.evaluation import plots
 from imgcls.jobs.console import Console
+from imgcls.jobs.prepare import split_data
 from imgcls.recipe import Recipe, Resolved
 from imgcls.tables import Manifest
 
@@ -32,15 +32,15 @@ def run(resolved: Resolved, out: Path, console: Console) -> None:
     for notice in resolved.notices:
         console.say(f"note: {notice}")
     recipe = resolved.recipe
-    manifest = scan(recipe.data)
+    manifest = scan(recipe.data, progress=console.count)
     try:
-        _draw_unsized(recipe, split(manifest, recipe.data), out)
+        _draw_unsized(recipe, split_data(manifest, recipe.data), out)
     except UserError:
         if recipe.data.on_bad_image != "skip":
             raise
         # Only now is it worth looking at every image, as training does.
         manifest = drop_unreadable(manifest, progress=lambda done, total: console.count("checking images", done, total))
-        _draw_unsized(recipe, split(manifest, recipe.data), out)
+        _draw_unsized(recipe, split_data(manifest, recipe.data), out)
     if manifest.skipped:
         count = len(manifest.skipped)
         console.say(f"skipped {count:,} file{'s' * (count != 1)}, as training does, whose runs list them")

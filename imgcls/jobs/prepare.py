@@ -17,9 +17,10 @@ from imgcls.data.augment import (
     training_pipeline,
 )
 from imgcls.data.balance import class_weights
-from imgcls.data.check import drop_unreadable
+from imgcls.data.check import check, drop_unreadable
 from imgcls.data.images import Images, open_images
 from imgcls.data.loading import Loader, resolve_num_workers
+from imgcls.data.report import Report
 from imgcls.data.source import DataConfig, scan
 from imgcls.data.split import split
 from imgcls.errors import UserError
@@ -46,6 +47,7 @@ class Prepared:
         val: validation batches.
         model: the network, on the CPU.
         class_weights: (C,) weight of each class.
+        report: what the check of the data found; None where there was none.
     """
 
     resolved: Resolved
@@ -57,6 +59,7 @@ class Prepared:
     val: Loader
     model: StagedModel
     class_weights: npt.NDArray[np.float64]
+    report: Report | None
 
 
 def prepare(resolved: Resolved, console: Console) -> Prepared:
@@ -71,10 +74,11 @@ def prepare(resolved: Resolved, console: Console) -> Prepared:
     plan = resolve_plan(recipe.train.device, recipe.train.precision)
     manifest = scan(recipe.data, progress=console.count)
     if recipe.data.on_bad_image == "skip":
-        manifest = drop_unreadable(manifest, progress=lambda done, total: console.count("checking images", done, total))
-    manifest = _split(manifest, recipe.data)
+        manifest = drop_unreadable(manifest, progress=console.counter("checking images"))
+    manifest = split_data(manifest, recipe.data)
     for notice in manifest.notices:
         console.say(f"note: {notice}")
+    report = _check(manifest, recipe, console)
     size = resolve_image_size(recipe.augment, manifest.part("train"))
     recipe = recipe.replace({"augment.image_size": size})
     seed_all(recipe.train.seed)
@@ -97,11 +101,30 @@ def prepare(resolved: Resolved, console: Console) -> Prepared:
         first = ", ".join(f"{item.path} ({item.reason})" for item in files[:3])
         count = sum(item.num_files for item in files)
         console.say(f"skipped {count:,} file{'s' * (count != 1)}: {first}{', …' * (len(files) > 3)}")
-    return Prepared(resolved, recipe, plan, manifest, steps, train_loader, val_loader, model, weights)
+    return Prepared(resolved, recipe, plan, manifest, steps, train_loader, val_loader, model, weights, report)
 
 
-def _split(manifest: Manifest, config: DataConfig) -> Manifest:
-    """The manifest split, where that is asked for by the table that a run or a file holds."""
+def _check(manifest: Manifest, recipe: Recipe, console: Console) -> Report | None:
+    """What the check that `data.check` asks for finds; what may mislead is told in a line each."""
+    if recipe.data.check == "off":
+        return None
+    progress = console.counter("checking images")
+    report = check(manifest, depth=recipe.data.check, channels=recipe.data.channels, progress=progress)
+    # Images that cannot be decoded are refused or left out, and told, further on.
+    told = [f for f in report.findings if f.severity != "note" and f.kind != "unreadable"]
+    for finding in told:
+        console.say(finding.line())
+    if told:
+        console.say("look at all of it with: imgcls data check (and this recipe)")
+    return report
+
+
+def split_data(manifest: Manifest, config: DataConfig) -> Manifest:
+    """The manifest split; where that is asked for, by the table that a run or a file holds.
+
+    Raises:
+        UserError: it cannot be split as asked, or there is no such run or table.
+    """
     if config.split_run is None:
         return split(manifest, config, table=None if config.split_from is None else Path(config.split_from))
     with ExitStack() as stack:

@@ -2,7 +2,6 @@
 
 import json
 import secrets
-import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-import imgcls
 from imgcls.data.balance import LOSS_BALANCES
-from imgcls.errors import UserError
 from imgcls.evaluation import plots
 from imgcls.evaluation.metrics import confusion_matrix, per_class_table, summary
 from imgcls.inference.classifier import Classifier
@@ -21,8 +18,9 @@ from imgcls.inference.predict import predict
 from imgcls.jobs import data_preview
 from imgcls.jobs.console import Console
 from imgcls.jobs.prepare import Prepared, prepare
+from imgcls.jobs.record import common_tags, log_data, reason_of, report_end
 from imgcls.jobs.signals import Signals, Stopped
-from imgcls.jobs.surroundings import environment, git_commit
+from imgcls.jobs.surroundings import environment
 from imgcls.models.family import StagedModel, num_parameters
 from imgcls.recipe import Recipe, Resolved, resolve
 from imgcls.tables import History, Predictions, Row
@@ -95,7 +93,7 @@ def run_training(resolved: Resolved, console: Console, signals: Signals) -> Trai
         run = tracking.start(Path(prepared.recipe.train.output_dir), name=_run_name(prepared), tags=_tags(prepared))
     except Exception as error:
         console.clear()
-        tracking.fail_attached_run(_reason(error))
+        tracking.fail_attached_run(reason_of(error))
         raise
     except Stopped:
         console.clear()
@@ -112,13 +110,13 @@ def run_training(resolved: Resolved, console: Console, signals: Signals) -> Trai
         signals.finishing()
         console.clear()
         _log_checkpoints(run)
-        _report_end(run, console, run.finish("KILLED", str(stopped)), f"{stopped}; the run is KILLED")
+        report_end(run, console, run.finish("KILLED", str(stopped)), f"{stopped}; the run is KILLED")
         raise
     except Exception as error:
         signals.finishing()
         console.clear()
         _log_checkpoints(run)
-        _report_end(run, console, run.finish("FAILED", _reason(error)), "the run is FAILED")
+        report_end(run, console, run.finish("FAILED", reason_of(error)), "the run is FAILED")
         raise
     result = TrainResult(
         run_id=run.run_id,
@@ -132,18 +130,13 @@ def run_training(resolved: Resolved, console: Console, signals: Signals) -> Trai
         unsent=None if complete else run.folder,
     )
     best = best_row(history, prepared.recipe.train.monitor)
-    _report_end(
+    report_end(
         run,
         console,
         complete,
         f"best epoch {best['epoch']:.0f}: val acc {best['val/acc']:.4f}, f1 {best['val/f1']:.4f}",
     )
     return result
-
-
-def _reason(error: Exception) -> str:
-    """What a run's tag says of the end."""
-    return str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
 
 
 def _describe(run: TrackedRun, prepared: Prepared) -> None:
@@ -156,9 +149,7 @@ def _describe(run: TrackedRun, prepared: Prepared) -> None:
         "recipe.yaml",
     )
     run.log_text(environment(), "environment.txt")
-    source = recipe.data.origin
-    profile = {"num_images": len(manifest), "num_classes": len(manifest.classes), **manifest.counts()}
-    run.log_dataset(name=Path(source).name, digest=manifest.digest, source=source, profile=profile, context="training")
+    log_data(run, recipe.data, manifest, context="training")
     columns = ["id", "label", "split", "group", "content"]
     table = manifest.frame[columns].assign(label=[manifest.classes[k] for k in manifest.labels])
     run.log_text(table.to_csv(index=False), "tables/split.csv")
@@ -173,6 +164,8 @@ def _describe(run: TrackedRun, prepared: Prepared) -> None:
     run.log_file("plots/augmentation.png")
     if manifest.notices:
         run.log_text("\n".join(manifest.notices) + "\n", "tables/notices.txt")
+    if prepared.report is not None:
+        run.log_text(json.dumps(prepared.report.to_dict(), ensure_ascii=False), "tables/data_check.json")
     total, trained = num_parameters(prepared.model)
     run.log_metrics({"model/parameters": total, "model/trainable_parameters": trained})
 
@@ -266,31 +259,11 @@ def _log_checkpoints(run: TrackedRun) -> None:
             run.log_file(f"checkpoints/{name}")
 
 
-def _report_end(run: TrackedRun, console: Console, complete: bool, headline: str) -> None:
-    console.say(headline)
-    console.say(f"run {run.where}")
-    if complete:
-        console.say("next: imgcls ui    (curves, tables and the model of this run, beside other runs)")
-    elif not run.lost:
-        console.say(
-            f"{run.num_unsent} writes could not be sent to {run.store.uri}; they wait in {run.folder}. When the server "
-            f"answers again: imgcls upload {shlex.quote(str(run.folder))}"
-        )
-
-
 def _run_name(prepared: Prepared) -> str:
     """Family and data, and letters that tell runs of both apart; MLflow's own names say nothing."""
     return f"{prepared.recipe.model.family}-{Path(prepared.recipe.data.origin).name}-{secrets.token_hex(2)}"
 
 
 def _tags(prepared: Prepared) -> dict[str, str]:
-    tags = {
-        "imgcls.verb": "train",
-        "imgcls.version": imgcls.__version__,
-        "imgcls.family": prepared.recipe.model.family,
-        "imgcls.recipe": prepared.resolved.name,
-        "imgcls.data_digest": prepared.manifest.digest,
-        "imgcls.plan": str(prepared.plan),
-    }
-    commit = git_commit()
-    return tags if commit is None else {**tags, "imgcls.git_commit": commit}
+    about = {"imgcls.family": prepared.recipe.model.family, "imgcls.plan": str(prepared.plan)}
+    return {**about, **common_tags("train", prepared.resolved, prepared.manifest)}

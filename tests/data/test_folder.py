@@ -14,15 +14,11 @@ from imgcls.data.sources.folder import FolderConfig, scan_unlabelled
 from imgcls.data.split import split
 from imgcls.errors import UserError
 from imgcls.tables import Manifest
-from tests.conftest import put
+from tests.conftest import put, skipped
 
 
 def scanned(root: Path) -> Manifest:
     return scan(FolderConfig(root=str(root)))
-
-
-def skipped(manifest: Manifest) -> dict[str, str]:
-    return {item.path: item.reason for item in manifest.skipped}
 
 
 def test_every_sub_folder_is_a_class_and_nested_folders_belong_to_it(tmp_path: Path) -> None:

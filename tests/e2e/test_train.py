@@ -107,6 +107,7 @@ def test_all_artifacts_are_there(digits: Finished) -> None:
         "plots/confusion_val.png",
         "tables/per_class_val.csv",
         "tables/split.csv",
+        "tables/data_check.json",
         "predictions/val.parquet",
         "checkpoints/best.pt",
         "checkpoints/last.pt",

@@ -1,6 +1,7 @@
 """The verb in Python, in this process; tests/e2e/ has it as a command."""
 
 import json
+import shutil
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -294,6 +295,38 @@ def test_unreadable_images_are_left_out_counted_and_listed_where_that_is_asked_f
     split_table = pd.read_csv(client.download_artifacts(result.run_id, "tables/split.csv", str(tmp_path)))
     assert len(split_table) == 23
     assert "class1/3.png" not in list(split_table["id"])
+
+
+@pytest.mark.parametrize("depth", ["quick", "full", "off"])
+def test_the_data_are_checked_before_training_and_the_report_is_in_the_run(
+    depth: str, photos: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = Path(photos["data.root"])
+    shutil.copy(root / "class0/1.png", root / "class1/copy.png")
+    result = imgcls.train(None, {**photos, "data.check": depth, "train.epochs": 1})
+    out = capsys.readouterr().out
+    same = "class0/1.png (class0) = class1/copy.png (class1)"
+    client = connect().client
+    logged = {item.path for item in client.list_artifacts(result.run_id, "tables")}
+    if depth == "off":
+        assert "warning" not in out
+        assert "tables/data_check.json" not in logged
+        return
+    assert f"warning: contents (the same bytes) under several labels: 1 ({same})" in out.splitlines()
+    assert "note:" not in out
+    assert out.count("imgcls data check") == 1
+    path = client.download_artifacts(result.run_id, "tables/data_check.json", str(tmp_path))
+    report = json.loads(Path(path).read_text())
+    digest = client.get_run(result.run_id).data.tags["imgcls.data_digest"]
+    assert (report["depth"], report["images"], report["digest"]) == (depth, 25, digest)
+
+
+def test_of_good_data_the_check_says_nothing(
+    make_folder: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    overrides = {**SMALL, "data.root": str(make_folder(classes=2, images=16)), "train.epochs": 1}
+    imgcls.train(None, overrides)
+    assert capsys.readouterr().out.startswith("32 images of 2 classes")
 
 
 def test_a_class_of_unreadable_images_only_is_an_error(photos: dict[str, Any]) -> None:

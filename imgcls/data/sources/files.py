@@ -1,10 +1,10 @@
 """What the sources of image files share: known endings and split names, content hashes, checks of paths and names."""
 
-import hashlib
 import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+
+from imgcls.data.facts import facts_of
 
 # `as`: the sources find them here, beside the rest of what they share.
 from imgcls.data.names import SPLIT_NAMES as SPLIT_NAMES
@@ -27,24 +27,16 @@ def printable(path: Path | str) -> str:
 
 
 def contents(paths: Sequence[Path], progress: ScanProgress = silent) -> list[str]:
-    """A hash of each file's bytes, read in a few threads.
+    """A hash of each file's bytes.
 
     Raises:
         UserError: a file cannot be read.
     """
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        found = []
-        for content in pool.map(_content, paths):
-            found.append(content)
-            progress("finding images", len(found), len(paths))
-        return found
-
-
-def _content(path: Path) -> str:
-    try:
-        return hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
-    except OSError as error:
-        raise UserError(f"cannot read the image {path}: {error.strerror}. Mend or remove the file.") from error
+    facts = facts_of(paths, progress=lambda done, total: progress("finding images", done, total))
+    for path, fact in zip(paths, facts, strict=True):
+        if not fact.content:
+            raise UserError(f"cannot read the image {path}: {fact.problem}. Mend or remove the file.")
+    return [fact.content for fact in facts]
 
 
 def check_names(paths: Sequence[Path | str]) -> None:

@@ -6,7 +6,6 @@ import re
 import socket
 import warnings
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field, field_validator
 
+from imgcls.data.facts import facts_of
 from imgcls.data.source import SOURCES, DataConfig, ScanProgress, Source
 from imgcls.data.sources.files import absolute
 from imgcls.data.sources.torchvision_known import CLASS_NAMES, KNOWN, Known
@@ -208,8 +208,7 @@ def _from_files(parts: Mapping[str, Any], known: Known, root: Path) -> Manifest:
             rows.append({"id": path.relative_to(root / known.folder).as_posix(), **about})
     if not rows:
         raise ValueError("it holds no images")
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        contents = list(pool.map(_content, (Path(str(row["path"])) for row in rows)))
+    contents = [fact.content for fact in facts_of([str(row["path"]) for row in rows])]
     missing = [str(row["path"]) for row, content in zip(rows, contents, strict=True) if not content]
     if missing:
         raise ValueError(f"{len(missing)} of {len(rows)} images cannot be read, the first is {missing[0]}")
@@ -253,14 +252,6 @@ def _class_names(part: Any, known: Known) -> list[str]:
             f"{name} ({wnid})" if names.count(name) > 1 else name for name, wnid in zip(names, part.wnids, strict=True)
         ]
     return names
-
-
-def _content(path: Path) -> str:
-    """A hash of the file's bytes; "" where it cannot be read."""
-    try:
-        return hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
-    except OSError:
-        return ""
 
 
 def _reason(error: BaseException) -> str:
