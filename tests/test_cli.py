@@ -24,7 +24,8 @@ data:
   balance_beta: null
   on_bad_image: error
   num_workers: auto
-  memory_budget_mb: 2048
+  prefetch: auto
+  store_budget: 20.0
 augment:
   image_size: 16
   preset: light
