@@ -73,6 +73,7 @@ def entry(
         OSError: the cache folder cannot be written. Whatever `build` raises; nothing is left of the entry then.
     """
     assert kind in KINDS
+    assert not key.endswith((_HALF, _DOOMED))
     folder = cache_dir() / kind / key
     if folder.is_dir() and whole(folder):
         return _used(folder)
@@ -147,6 +148,14 @@ def size_of(path: Path) -> int:
     if path.is_file():
         return path.stat().st_size
     return sum(file.stat().st_size for file in path.rglob("*") if file.is_file() and not file.is_symlink())
+
+
+def size_text(num_bytes: float) -> str:
+    """Bytes as a person reads them: 3.2 GiB, 41.0 MiB, 0.3 KiB."""
+    for power, unit in ((3, "GiB"), (2, "MiB")):
+        if num_bytes >= 1024**power:
+            return f"{num_bytes / 1024**power:,.1f} {unit}"
+    return f"{num_bytes / 1024:.1f} KiB"
 
 
 def _ours(kind: str) -> list[Path]:

@@ -18,7 +18,7 @@ from PIL import Image
 
 from imgcls.data import cache
 from imgcls.data.decode import DecodeError, Pixels, decode, shrink, to_channels
-from imgcls.data.store import NotStored, Rows, gib, read_store, store_key, write_store
+from imgcls.data.store import NotStored, Rows, read_store, store_key, write_store
 from imgcls.errors import UserError
 from imgcls.tables import Manifest
 
@@ -254,8 +254,8 @@ class _Opening:
                 self._say(f"the store {folder.with_suffix('')} was damaged; it is made anew")
             self._build(folder, key)
 
-        count = len(set(self._contents))
-        about = f"{count:,} images, {self._channels} channel{'s' * (self._channels > 1)}, short side {self._short_side}"
+        kinds = f"{self._channels} channel{'s' * (self._channels > 1)}, short side up to {self._short_side} px"
+        about = f"{len(set(self._contents)):,} images, {kinds}"
         waiting = "another process is decoding the same images; waiting for it"
         for _ in range(3):
             folder = cache.entry(
@@ -283,7 +283,9 @@ class _Opening:
                 pass
             raise
         cache.evict("store", keep_bytes=self._budget - cache.size_of(folder), spare=key)
-        self._say(f"decoded {len(self._files):,} images once, {gib(cache.size_of(folder))} in {folder.parent}")
+        self._say(
+            f"decoded {len(self._files):,} images once, {cache.size_text(cache.size_of(folder))} in {folder.parent}"
+        )
 
     def _once_each(self, decoded: Iterator[tuple[int, Pixels]]) -> Iterator[Pixels]:
         seen: set[str] = set()
@@ -299,8 +301,12 @@ class _Opening:
         limit = min(self._budget, free + others - SPARE_BYTES)
         needed = self._estimate()
         if needed > limit:
-            why = "data.store_budget" if limit == self._budget else f"what its disk has to spare ({gib(limit)})"
-            raise NotStored(f"decoded they take about {gib(needed)}, more than {why}")
+            why = (
+                "data.store_budget"
+                if limit == self._budget
+                else f"what its disk has to spare ({cache.size_text(limit)})"
+            )
+            raise NotStored(f"decoded they take about {cache.size_text(needed)}, more than {why}")
         cache.evict("store", keep_bytes=int(limit - needed), spare=key)
         return int(limit)
 

@@ -41,7 +41,7 @@ class DataConfig(Section):
     """Batches that each of these processes makes ahead. auto: 2, or 1 where shared memory is short."""
     store_budget: float = Field(20.0, ge=0)
     """GiB of decoded images kept on disk, in all: those used least recently make room, and 2 GiB of the disk stay free.
-    What does not fit is decoded anew in every epoch, which 0 asks for always. `imgcls data cache` lists what is kept."""
+    What does not fit is decoded anew in every epoch, as all is with 0. `imgcls data cache` lists what is kept."""
 
     @property
     def origin(self) -> str:

@@ -1,6 +1,7 @@
 """The store of decoded images: uint8 pixels in one file, mapped into memory and so shared between processes."""
 
 import hashlib
+import io
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import PIL
 
+from imgcls.data.cache import size_text
 from imgcls.data.decode import Pixels
 
 FORMAT = 1
@@ -51,17 +53,12 @@ def write_store(folder: Path, contents: Sequence[str], images: Iterable[Pixels],
         for pixels in images:
             written += pixels.nbytes
             if written > limit:
-                raise NotStored(f"{len(sizes) + 1:,} of {len(contents):,} take more than {gib(limit)}")
+                raise NotStored(f"{len(sizes) + 1:,} of {len(contents):,} take more than {size_text(limit)}")
             file.write(np.ascontiguousarray(pixels).data)
             sizes.append((pixels.shape[0], pixels.shape[1]))
     assert len(sizes) == len(contents)
     shapes = np.array(sizes, np.int32).reshape(-1, 2)
     np.savez(folder / INDEX, contents=np.array(contents, np.bytes_), shapes=shapes)
-
-
-def gib(num_bytes: float) -> str:
-    """Bytes as text in GiB, or in MiB below one."""
-    return f"{num_bytes / 2**30:.1f} GiB" if num_bytes >= 2**30 else f"{num_bytes / 2**20:.1f} MiB"
 
 
 class StoredImages:
@@ -114,7 +111,7 @@ def read_store(folder: Path, contents: Sequence[str], *, channels: int, short_si
         short_side: pixels; the store's.
     """
     try:
-        with np.load(folder / INDEX, allow_pickle=False) as index:
+        with np.load(io.BytesIO((folder / INDEX).read_bytes()), allow_pickle=False) as index:
             names = [name.decode("ascii") for name in index["contents"].tolist()]
             shapes = np.asarray(index["shapes"], np.int32)
         offsets = np.concatenate([[0], np.cumsum(shapes.astype(np.int64).prod(axis=1) * channels)])

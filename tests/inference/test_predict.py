@@ -30,7 +30,7 @@ def test_predictions_agree_with_the_classifier_on_the_same_files(
     steps = Preprocessing(channels, size, (0.5,) * channels, (0.2,) * channels)
     config = PlainCNNConfig(num_blocks=2, channels=4, dropout=0.5)
     model = build(config, num_classes=3, in_channels=channels, image_size=size).train()
-    images = open_images(manifest, channels=channels, short_side=steps.store_size, budget_mb=10)
+    images = open_images(manifest, channels=channels, short_side=steps.store_size, budget=2**24)
     loader = Loader(images, manifest.labels, evaluation_pipeline(size), batch_size=4)
     found = predict(model, loader, manifest, preprocessing=steps, device="cpu", split="val")
     served = Classifier(model, config, steps, manifest.classes, 3)
