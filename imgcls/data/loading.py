@@ -11,6 +11,11 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+
+# Tensors of some MiB come in large pages, where the kernel has them: touching a new batch of floats page by page takes
+# longer than computing it. torch reads this when it makes its first tensor.
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
