@@ -169,7 +169,7 @@ class Loader:
         try:
             self._keys.epoch = epoch
             batches = iter(loader)
-            _explain_dead_workers()
+            _note_deaths()
             for batch in batches:
                 if isinstance(batch, _Failed):
                     raise UserError(batch.reason)
@@ -177,32 +177,39 @@ class Loader:
         except RuntimeError as error:
             if "DataLoader worker" not in str(error):
                 raise
-            raise _dead_worker(error) from error
+            raise _dead_worker(str(error)) from error
 
 
-class _Explained:
-    """torch's handler of SIGCHLD, which raises wherever this process is when a worker dies; its error explained."""
+class _Deaths:
+    """In place of torch's handler of SIGCHLD: notes why a worker died.
+
+    torch's raises in whatever this process is doing at that moment, which may be the closing of the run. The loader
+    notices by itself, some seconds later at most, when it waits for that worker's batch.
+    """
 
     def __init__(self, handler: Callable[[int, FrameType | None], object]) -> None:
         self._handler = handler
+        self.last = ""
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
         try:
             self._handler(number, frame)
         except RuntimeError as error:
-            raise _dead_worker(error) from error
+            self.last = str(error)
 
 
-def _explain_dead_workers() -> None:
+def _note_deaths() -> None:
     handler = signal.getsignal(signal.SIGCHLD)
     in_main = threading.current_thread() is threading.main_thread()
-    if in_main and callable(handler) and not isinstance(handler, _Explained):
-        signal.signal(signal.SIGCHLD, _Explained(handler))
+    if in_main and callable(handler) and not isinstance(handler, _Deaths):
+        signal.signal(signal.SIGCHLD, _Deaths(handler))
 
 
-def _dead_worker(error: RuntimeError) -> UserError:
+def _dead_worker(found: str) -> UserError:
     """The error for a worker that died: most often the kernel killed it for want of memory."""
-    found = str(error).split(" It is possible")[0].rstrip(".")
+    handler = signal.getsignal(signal.SIGCHLD)
+    found = (handler.last if isinstance(handler, _Deaths) else "") or found
+    found = found.split(" It is possible")[0].rstrip(". ")
     if "Bus error" in found:
         return UserError(
             f"a process that makes batches died: {found}. Shared memory (/dev/shm) is most likely full: enlarge it "

@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import time
+from collections.abc import Callable
 from multiprocessing.synchronize import Event
 from pathlib import Path
 
@@ -23,9 +24,18 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache"
 
 
+def writing(name: str, content: bytes) -> Callable[[Path], None]:
+    """A builder of an entry with one file."""
+
+    def build(folder: Path) -> None:
+        (folder / name).write_bytes(content)
+
+    return build
+
+
 def put(key: str, num_bytes: int = 10, *, kind: str = "store", used: float | None = None) -> Path:
     """An entry with one file, last used at a given second."""
-    made = cache.entry(kind, key, lambda folder: (folder / "x").write_bytes(b"x" * num_bytes) and None)
+    made = cache.entry(kind, key, writing("x", b"x" * num_bytes))
     if used is not None:
         os.utime(made, (used, used))
     return made
@@ -67,16 +77,14 @@ def test_a_build_that_fails_leaves_nothing_of_it(folder: Path) -> None:
 
 def test_an_entry_that_is_not_whole_is_built_anew() -> None:
     (put("a") / "x").unlink()
-    made = cache.entry(
-        "store", "a", lambda folder: (folder / "x").write_text("new") and None, whole=lambda f: (f / "x").exists()
-    )
+    made = cache.entry("store", "a", writing("x", b"new"), whole=lambda f: (f / "x").exists())
     assert (made / "x").read_text() == "new"
 
 
 def test_the_entries_are_listed_with_sizes_and_words_the_oldest_first(folder: Path) -> None:
     put("new", 20, used=3000)
     put("old", 30, kind="parquet", used=2000)
-    cache.entry("store", "told", lambda folder: (folder / "x").write_text("x") and None, about="all of it")
+    cache.entry("store", "told", writing("x", b"x"), about="all of it")
     (folder / "store" / "half.building").mkdir()
     (folder / "store" / "gone.1.doomed").mkdir()
     found = [(item.kind, item.key, item.num_bytes, item.about) for item in cache.entries()]
@@ -176,7 +184,7 @@ def test_where_the_first_is_killed_the_second_builds_anew(folder: Path) -> None:
     assert first.pid is not None
     pid = first.pid
     made = cache.entry(
-        "store", "a", lambda folder: (folder / "y").write_text("mine") and None,
+        "store", "a", writing("y", b"mine"),
         on_wait=lambda: os.kill(pid, signal.SIGKILL),
     )  # fmt: skip
     first.join(20)
@@ -186,7 +194,7 @@ def test_where_the_first_is_killed_the_second_builds_anew(folder: Path) -> None:
 
 def _use_often(key: str, until: float) -> None:
     while time.time() < until:
-        made = cache.entry("store", key, lambda folder: (folder / "x").write_bytes(b"x" * 10) and None)
+        made = cache.entry("store", key, writing("x", b"x" * 10))
         with contextlib.suppress(FileNotFoundError):  # evicted at this moment
             assert (made / "x").stat().st_size == 10
 
