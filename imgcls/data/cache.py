@@ -9,8 +9,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 KINDS = ("store", "archives", "parquet", "statistics")
 """The folders of entries; a name of an entry is unique in its kind."""
 TAG = "CACHEDIR.TAG"
@@ -102,6 +100,8 @@ def entry(
 
 @contextmanager
 def _locked(folder: Path, on_wait: Callable[[], None]) -> Iterator[None]:
+    from filelock import FileLock, Timeout  # here, since a served model, which has no cache, imports this module too
+
     lock = FileLock(folder.with_name(f"{folder.name}.lock"))
     try:
         lock.acquire(timeout=0.2)
@@ -204,6 +204,8 @@ def evict(kind: str | None, *, keep_bytes: int, spare: str = "") -> list[Entry]:
 
 def sweep() -> int:
     """Remove what killed processes left half-made or half-removed; its bytes. What is in work stays."""
+    from filelock import FileLock, Timeout
+
     freed = 0
     for path in [path for kind in KINDS for path in _ours(kind)]:
         if path.suffix == _DOOMED:
