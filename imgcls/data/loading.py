@@ -23,6 +23,9 @@ from imgcls.data.augment import Pipeline
 from imgcls.data.images import Gatherable, Images
 from imgcls.errors import UserError
 
+_WORKER = "DataLoader worker"
+"""What torch's errors for a worker that died have in them."""
+
 
 class Batch(NamedTuple):
     """A batch: images (B, S, S, C) uint8 and labels (B,) int64."""
@@ -174,10 +177,11 @@ class Loader:
                 if isinstance(batch, _Failed):
                     raise UserError(batch.reason)
                 yield batch
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
+        except (RuntimeError, ConnectionError, FileNotFoundError, EOFError) as error:
+            # The latter where it died with a batch half-way. "Caught": the worker lives, and tells of a bug.
+            if str(error).startswith("Caught ") or (type(error) is RuntimeError and _WORKER not in str(error)):
                 raise
-            raise _dead_worker(str(error)) from error
+            raise _dead_worker(str(error) or type(error).__name__) from error
 
 
 class _Deaths:
@@ -201,7 +205,9 @@ class _Deaths:
 def _note_deaths() -> None:
     handler = signal.getsignal(signal.SIGCHLD)
     in_main = threading.current_thread() is threading.main_thread()
-    if in_main and callable(handler) and not isinstance(handler, _Deaths):
+    if isinstance(handler, _Deaths):
+        handler.last = ""
+    elif in_main and callable(handler):
         signal.signal(signal.SIGCHLD, _Deaths(handler))
 
 

@@ -4,6 +4,7 @@ import hashlib
 import io
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -68,14 +69,28 @@ class StoredImages:
         size: (H, W) where all of these images are of one size, else None.
     """
 
-    def __init__(self, flat: Pixels, offsets: Rows, shapes: npt.NDArray[np.int32], channels: int, rows: Rows) -> None:
-        self._flat, self._offsets, self._shapes = flat, offsets, shapes
+    def __init__(
+        self,
+        path: Path,
+        offsets: Rows,
+        shapes: npt.NDArray[np.int32],
+        channels: int,
+        rows: Rows,
+        flat: Pixels | None = None,
+    ) -> None:
+        self._path, self._offsets, self._shapes = path, offsets, shapes
         self._channels, self._rows = channels, rows
+        # A plain view: slices of a memmap each cost some microseconds more.
+        self._flat = flat = np.asarray(np.memmap(path, np.uint8, "r")) if flat is None else flat
         self._block: Pixels | None = None
         self.size: tuple[int, int] | None = None
         if len(rows) and (shapes == shapes[0]).all():
             self.size = (int(shapes[0, 0]), int(shapes[0, 1]))
             self._block = flat.reshape(-1, *self.size, channels)
+
+    def __reduce__(self) -> tuple[type["StoredImages"], tuple[Any, ...]]:
+        """Where workers are not forked they map the file themselves; a pickled array would be a copy of it all."""
+        return StoredImages, (self._path, self._offsets, self._shapes, self._channels, self._rows)
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -96,7 +111,8 @@ class StoredImages:
 
     def select(self, rows: Rows) -> "StoredImages":
         """These rows alone."""
-        return StoredImages(self._flat, self._offsets, self._shapes, self._channels, self._rows[rows])
+        rows = self._rows[rows]
+        return StoredImages(self._path, self._offsets, self._shapes, self._channels, rows, self._flat)
 
 
 def read_store(folder: Path, contents: Sequence[str], *, channels: int, short_side: int) -> StoredImages | None:
@@ -119,10 +135,8 @@ def read_store(folder: Path, contents: Sequence[str], *, channels: int, short_si
             return None
         if len(shapes) != len(names) or (folder / PIXELS).stat().st_size != offsets[-1]:
             return None
-        mapped = np.memmap(folder / PIXELS, np.uint8, "r")
+        where = {name: row for row, name in enumerate(names)}
+        rows = np.array([where[content] for content in contents], np.int64)
+        return StoredImages(folder / PIXELS, offsets, shapes, channels, rows)
     except Exception:  # whatever a damaged archive makes of zipfile and NumPy: BadZipFile, EOFError, KeyError, …
         return None
-    where = {name: row for row, name in enumerate(names)}
-    rows = np.array([where[content] for content in contents], np.int64)
-    # A plain view: slices of a memmap each cost some microseconds more.
-    return StoredImages(np.asarray(mapped), offsets, shapes, channels, rows)

@@ -1,6 +1,7 @@
 """The store's files: what is written is read back, and damage is noticed without reading pixels."""
 
 import multiprocessing as mp
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -116,3 +117,11 @@ def test_a_forked_process_reads_the_same_map(tmp_path: Path) -> None:
     worker.start()
     assert answer.get(timeout=20) == np.stack(images).mean()
     worker.join(20)
+
+
+def test_a_pickled_store_maps_the_file_and_carries_no_pixels(tmp_path: Path) -> None:
+    images = pictures([(100, 50)] * 3)
+    stored = read(make(tmp_path, images, limit=100_000)).select(np.array([2, 0]))
+    text = pickle.dumps(stored)
+    assert len(text) < images[0].nbytes
+    assert np.array_equal(pickle.loads(text)[0], images[2])
