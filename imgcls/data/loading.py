@@ -1,5 +1,6 @@
 """Batches of an epoch, whose randomness depends on (seed, epoch, batch) and never on the number of workers."""
 
+import math
 import os
 import shutil
 import signal
@@ -7,7 +8,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +18,7 @@ import numpy.typing as npt
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from imgcls.data.augment import Pipeline
 from imgcls.data.images import Gatherable, Images
@@ -55,18 +56,32 @@ class _BatchDataset(Dataset["Batch | _Failed"]):
             self._block = images
 
     def batch(self, key: _Key) -> Batch:
+        labels = torch.from_numpy(self._labels[list(key.rows)])
         if self._block is not None:
-            pixels = self._block.gather(key.rows)
-        else:
-            self._pipeline.seed(key.seed)
-            pixels = np.stack([self._pipeline(self._images[row]) for row in key.rows])
-        return Batch(torch.from_numpy(pixels), torch.from_numpy(self._labels[list(key.rows)]))
+            return Batch(torch.from_numpy(self._block.gather(key.rows)), labels)
+        self._pipeline.seed(key.seed)
+        first = self._pipeline(self._images[key.rows[0]])
+        images = _empty(len(key.rows), *first.shape)
+        # Each is copied while it is still in the processor's cache.
+        pixels = images.numpy()
+        pixels[0] = first
+        for k, row in enumerate(key.rows[1:], 1):
+            pixels[k] = self._pipeline(self._images[row])
+        return Batch(images, labels)
 
     def __getitem__(self, key: _Key) -> Batch | _Failed:
         try:
             return self.batch(key)
         except UserError as error:
             return _Failed(str(error))
+
+
+def _empty(*shape: int) -> torch.Tensor:
+    """A uint8 tensor; in a worker it lies in shared memory from the start, as in torch's own collating."""
+    if get_worker_info() is None:
+        return torch.empty(shape, dtype=torch.uint8)
+    storage: Any = torch.UntypedStorage._new_shared(math.prod(shape))
+    return torch.empty(0, dtype=torch.uint8).set_(storage, 0, shape)
 
 
 class _EpochKeys(Sampler[_Key]):

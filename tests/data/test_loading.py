@@ -264,9 +264,7 @@ def _kill_me() -> None:
 def test_a_worker_that_is_killed_ends_the_epoch_with_advice_in_seconds() -> None:
     chosen = Loader(Broken(_kill_me), np.zeros(30, np.int64), evaluation_pipeline(8), batch_size=4, num_workers=2)
     begin = time.monotonic()
-    with pytest.raises(
-        UserError, match=r"a process that makes batches died: .+ memory ran out: lower data.num_workers"
-    ):
+    with pytest.raises(UserError, match=r"a process that makes batches died: .+ memory ran out: lower"):
         list(chosen.epoch(1))
     assert time.monotonic() - begin < 20
 
