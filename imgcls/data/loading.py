@@ -80,8 +80,10 @@ def _empty(*shape: int) -> torch.Tensor:
     """A uint8 tensor; in a worker it lies in shared memory from the start, as in torch's own collating."""
     if get_worker_info() is None:
         return torch.empty(shape, dtype=torch.uint8)
-    storage: Any = torch.UntypedStorage._new_shared(math.prod(shape))
-    return torch.empty(0, dtype=torch.uint8).set_(storage, 0, shape)
+    storages: Any = torch.UntypedStorage  # torch's own annotations leave these out
+    empty: Any = torch.empty(0, dtype=torch.uint8)
+    shared: torch.Tensor = empty.set_(storages._new_shared(math.prod(shape)), 0, shape)
+    return shared
 
 
 class _EpochKeys(Sampler[_Key]):
