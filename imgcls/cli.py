@@ -161,6 +161,37 @@ def data_check(words: tuple[str, ...], full: bool, json_to: str | None, no_run: 
     sys.exit(1 if result.refuses else 0 if result.unsent is None else 3)
 
 
+@data.command("cache")
+@click.option(
+    "--clear",
+    metavar="[KIND]",
+    is_flag=False,
+    flag_value="all",
+    default=None,
+    help="Remove all that can be made again, or one kind; downloads only where KIND is torchvision.",
+)
+@click.option(
+    "--keep",
+    metavar="GIB",
+    type=click.FloatRange(min=0),
+    help="Remove what was used least recently, down to this size.",
+)
+def data_cache(clear: str | None, keep: float | None) -> None:
+    """List what is kept in the cache folder, and remove what is not needed.
+
+    The folder is IMGCLS_CACHE, or ~/.cache/imgcls where that is not set. What is removed is made again when it is
+    needed; a training that is using it goes on.
+
+    \b
+    imgcls data cache
+    imgcls data cache --keep 10
+    imgcls data cache --clear store
+    """
+    from imgcls.jobs import data_cache as job
+
+    click.echo(job.run(clear=clear, keep_gib=keep), nl=False)
+
+
 @cli.command()
 @click.option("--port", default=5000, show_default=True, type=click.IntRange(1, 65535), help="Port on 127.0.0.1.")
 @click.option("--no-open", is_flag=True, help="Do not open a browser.")

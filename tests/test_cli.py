@@ -29,7 +29,8 @@ data:
   on_bad_image: error
   check: quick
   num_workers: auto
-  memory_budget_mb: 2048
+  prefetch: auto
+  store_budget: 20.0
 augment:
   image_size: 16
   preset: light

@@ -459,6 +459,8 @@ OVERRIDES: dict[str, st.SearchStrategy[Any]] = {
     "model.dropout": st.floats(0, 1, exclude_max=True),
     "data.val_fraction": st.floats(0, 1, exclude_min=True, exclude_max=True),
     "data.num_workers": st.just("auto") | st.integers(0, 256),
+    "data.prefetch": st.just("auto") | st.integers(1, 64),
+    "data.store_budget": st.floats(0, 1000),
 }
 
 

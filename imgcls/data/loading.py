@@ -1,17 +1,31 @@
 """Batches of an epoch, whose randomness depends on (seed, epoch, batch) and never on the number of workers."""
 
+import math
 import os
+import shutil
+import signal
 import sys
-from collections.abc import Iterator
-from typing import Literal, NamedTuple
+import threading
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+
+# Tensors of some MiB come in large pages, where the kernel has them: touching a new batch of floats page by page takes
+# longer than computing it. torch reads this when it makes its first tensor.
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from imgcls.data.augment import Pipeline
-from imgcls.data.images import Images
+from imgcls.data.images import Gatherable, Images
+from imgcls.errors import UserError
+
+_WORKER = "DataLoader worker"
+"""What torch's errors for a worker that died have in them."""
 
 
 class Batch(NamedTuple):
@@ -28,14 +42,48 @@ class _Key(NamedTuple):
     rows: tuple[int, ...]
 
 
-class _BatchDataset(Dataset[Batch]):
+class _Failed(NamedTuple):
+    """What a worker sends in place of a batch: torch would wrap the error's own message in a traceback."""
+
+    reason: str
+
+
+class _BatchDataset(Dataset["Batch | _Failed"]):
     def __init__(self, images: Images, labels: npt.NDArray[np.int64], pipeline: Pipeline) -> None:
         self._images, self._labels, self._pipeline = images, labels, pipeline
+        self._block: Gatherable | None = None
+        if isinstance(images, Gatherable) and images.size is not None and pipeline.keeps(*images.size):
+            self._block = images
 
-    def __getitem__(self, key: _Key) -> Batch:
+    def batch(self, key: _Key) -> Batch:
+        labels = torch.from_numpy(self._labels[list(key.rows)])
+        if self._block is not None:
+            return Batch(torch.from_numpy(self._block.gather(key.rows)), labels)
         self._pipeline.seed(key.seed)
-        pixels = np.stack([self._pipeline(self._images[row]) for row in key.rows])
-        return Batch(torch.from_numpy(pixels), torch.from_numpy(self._labels[list(key.rows)]))
+        first = self._pipeline(self._images[key.rows[0]])
+        images = _empty(len(key.rows), *first.shape)
+        # Each is copied while it is still in the processor's cache.
+        pixels = images.numpy()
+        pixels[0] = first
+        for k, row in enumerate(key.rows[1:], 1):
+            pixels[k] = self._pipeline(self._images[row])
+        return Batch(images, labels)
+
+    def __getitem__(self, key: _Key) -> Batch | _Failed:
+        try:
+            return self.batch(key)
+        except UserError as error:
+            return _Failed(str(error))
+
+
+def _empty(*shape: int) -> torch.Tensor:
+    """A uint8 tensor; in a worker it lies in shared memory from the start, as in torch's own collating."""
+    if get_worker_info() is None:
+        return torch.empty(shape, dtype=torch.uint8)
+    storages: Any = torch.UntypedStorage  # torch's own annotations leave these out
+    empty: Any = torch.empty(0, dtype=torch.uint8)
+    shared: torch.Tensor = empty.set_(storages._new_shared(math.prod(shape)), 0, shape)
+    return shared
 
 
 class _EpochKeys(Sampler[_Key]):
@@ -54,15 +102,19 @@ class _EpochKeys(Sampler[_Key]):
         return whole + (rest > (1 if self._shuffle and whole else 0))
 
     def __iter__(self) -> Iterator[_Key]:
+        return self.of(self.epoch)
+
+    def of(self, epoch: int) -> Iterator[_Key]:
+        """The keys of that epoch."""
         order = np.arange(self._count)
-        generator = np.random.default_rng([self._seed, self.epoch])
+        generator = np.random.default_rng([self._seed, epoch])
         if self._chances is not None:
             order = generator.choice(self._count, self._count, p=self._chances)
         elif self._shuffle:
             order = generator.permutation(self._count)
         for batch in range(len(self)):
             rows = order[batch * self._batch_size : (batch + 1) * self._batch_size]
-            seed = int(np.random.SeedSequence([self._seed, self.epoch, batch]).generate_state(1)[0])
+            seed = int(np.random.SeedSequence([self._seed, epoch, batch]).generate_state(1)[0])
             yield _Key(seed, tuple(int(row) for row in rows))
 
 
@@ -78,6 +130,7 @@ class Loader:
         shuffle: True for training: another order each epoch.
         chances: (N,) for training: an epoch draws N images with replacement, each in proportion to its chance.
         num_workers: processes that make batches; 0 makes them in this one.
+        prefetch: batches that each process makes ahead.
         pin_memory: page-lock the batches for asynchronous copies to a GPU.
     """
 
@@ -92,36 +145,107 @@ class Loader:
         shuffle: bool = False,
         chances: npt.NDArray[np.float64] | None = None,
         num_workers: int = 0,
+        prefetch: int = 2,
         pin_memory: bool = False,
     ) -> None:
         self.num_images = len(images)
         self._keys = _EpochKeys(len(images), batch_size=batch_size, seed=seed, shuffle=shuffle, chances=chances)
-        self._loader = DataLoader(
-            _BatchDataset(images, labels, pipeline),
-            batch_size=None,
-            sampler=self._keys,
-            num_workers=num_workers,
-            pin_memory=pin_memory,
-            persistent_workers=num_workers > 0,
-            worker_init_fn=_init_worker,
-            # Its own, or an epoch would draw from the generator of dropout, more often without workers than with.
-            generator=torch.Generator(),
-            multiprocessing_context="fork" if num_workers > 0 and sys.platform == "linux" else None,
-        )
+        self._dataset = _BatchDataset(images, labels, pipeline)
+        self._pin_memory = pin_memory
+        self._loader: DataLoader[Batch | _Failed] | None = None
+        if num_workers > 0:
+            self._loader = DataLoader(
+                self._dataset,
+                batch_size=None,
+                sampler=self._keys,
+                num_workers=num_workers,
+                prefetch_factor=prefetch,
+                pin_memory=pin_memory,
+                persistent_workers=True,
+                worker_init_fn=_init_worker,
+                # Its own, or an epoch would draw from the generator of dropout, more often without workers than with.
+                generator=torch.Generator(),
+                multiprocessing_context="fork" if sys.platform == "linux" else None,
+            )
 
     def __len__(self) -> int:
         """Batches an epoch."""
         return len(self._keys)
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
-        """The batches of one epoch; equal epochs give bit-identical batches."""
-        self._keys.epoch = epoch
-        return iter(self._loader)
+        """The batches of one epoch; equal epochs give bit-identical batches.
+
+        Raises:
+            UserError: while it is read: an image cannot be read any more, or a process that makes batches has died.
+        """
+        return self._here(epoch) if self._loader is None else self._from_workers(epoch, self._loader)
+
+    def _here(self, epoch: int) -> Iterator[Batch]:
+        for key in self._keys.of(epoch):
+            batch = self._dataset.batch(key)
+            yield Batch(*(part.pin_memory() for part in batch)) if self._pin_memory else batch
+
+    def _from_workers(self, epoch: int, loader: "DataLoader[Batch | _Failed]") -> Iterator[Batch]:
+        try:
+            self._keys.epoch = epoch
+            batches = iter(loader)
+            _note_deaths()
+            for batch in batches:
+                if isinstance(batch, _Failed):
+                    raise UserError(batch.reason)
+                yield batch
+        except (RuntimeError, ConnectionError, FileNotFoundError, EOFError) as error:
+            # The latter where it died with a batch half-way. "Caught": the worker lives, and tells of a bug.
+            if str(error).startswith("Caught ") or (type(error) is RuntimeError and _WORKER not in str(error)):
+                raise
+            raise _dead_worker(str(error) or type(error).__name__) from error
+
+
+class _Deaths:
+    """In place of torch's handler of SIGCHLD: notes why a worker died.
+
+    torch's raises in whatever this process is doing at that moment, which may be the closing of the run. The loader
+    notices by itself, some seconds later at most, when it waits for that worker's batch.
+    """
+
+    def __init__(self, handler: Callable[[int, FrameType | None], object]) -> None:
+        self._handler = handler
+        self.last = ""
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        try:
+            self._handler(number, frame)
+        except RuntimeError as error:
+            self.last = str(error)
+
+
+def _note_deaths() -> None:
+    handler = signal.getsignal(signal.SIGCHLD)
+    in_main = threading.current_thread() is threading.main_thread()
+    if isinstance(handler, _Deaths):
+        handler.last = ""
+    elif in_main and callable(handler):
+        signal.signal(signal.SIGCHLD, _Deaths(handler))
+
+
+def _dead_worker(found: str) -> UserError:
+    """The error for a worker that died: most often the kernel killed it for want of memory."""
+    handler = signal.getsignal(signal.SIGCHLD)
+    found = (handler.last if isinstance(handler, _Deaths) else "") or found
+    found = found.split(" It is possible")[0].rstrip(". ")
+    if "Bus error" in found:
+        return UserError(
+            f"a process that makes batches died: {found}. Shared memory (/dev/shm) is most likely full: enlarge it "
+            "(docker run --shm-size=8g), or lower data.prefetch, data.num_workers or train.batch_size; "
+            "--data.num_workers 0 needs none."
+        )
+    return UserError(
+        f"a process that makes batches died: {found}. Where nobody killed it, memory ran out: lower data.num_workers "
+        "(0 makes batches in the training process), data.prefetch or train.batch_size."
+    )
 
 
 def _init_worker(_worker: int) -> None:
-    import signal
-
     import cv2
 
     cv2.setNumThreads(0)
@@ -131,7 +255,34 @@ def _init_worker(_worker: int) -> None:
 
 
 def resolve_num_workers(asked: int | Literal["auto"], *, device: str) -> int:
-    """Worker processes: as asked; `auto` is 0 beside a CPU model (the cores are busy), up to 8 beside a GPU."""
+    """Worker processes: as asked, or what suits the cores that this process may use.
+
+    `auto` beside a GPU is one less than there are, 8 at most. On a CPU the network itself keeps the cores busy, so a
+    worker pays only where one in eight can be spared: none below 16 cores, and 4 at most.
+    """
     if asked != "auto":
         return asked
-    return 0 if device == "cpu" else min(8, max(1, (os.cpu_count() or 2) - 1))
+    cores = _num_cores()
+    if device == "cpu":
+        return 0 if cores < 16 else min(4, cores // 8)
+    return min(8, max(1, cores - 1))
+
+
+def _num_cores() -> int:
+    if hasattr(os, "sched_getaffinity"):  # a scheduler may have given this process some of the machine's cores
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 2
+
+
+def resolve_prefetch(asked: int | Literal["auto"], *, num_workers: int, batch_bytes: int) -> int:
+    """Batches that each worker makes ahead: as asked; `auto` is 2, or 1 where they would fill half of /dev/shm.
+
+    Containers often have 64 MiB of it, and a worker that finds it full dies.
+    """
+    if asked != "auto":
+        return asked
+    try:
+        free = shutil.disk_usage("/dev/shm").free
+    except OSError:  # not Linux
+        return 2
+    return 2 if 2 * num_workers * batch_bytes <= free // 2 else 1

@@ -77,9 +77,13 @@ class DataConfig(Section):
     """What every training looks for first and tells: quick reads the images' headers (damaged files, copies, leakage
     between splits, imbalance); full decodes and compares all images besides; off looks for nothing."""
     num_workers: Annotated[int, Field(ge=0, le=256)] | Literal["auto"] = "auto"
-    """Processes that augment batches; 0 does it in the training process. auto: none on a CPU, up to 8 beside a GPU."""
-    memory_budget_mb: int = Field(2048, ge=0)
-    """MiB of decoded images kept in memory; above it images are decoded anew in every epoch."""
+    """Processes that augment batches; 0 does it in the training process. auto: beside a GPU one less than there are
+    cores, 8 at most; on a CPU none up to 15 cores, then one for every 8, 4 at most."""
+    prefetch: Annotated[int, Field(ge=1, le=64)] | Literal["auto"] = "auto"
+    """Batches that each of these processes makes ahead. auto: 2, or 1 where shared memory is short."""
+    store_budget: float = Field(20.0, ge=0)
+    """GiB of decoded images kept on disk, in all: those used least recently make room, and 2 GiB of the disk stay free.
+    What does not fit is decoded anew in every epoch, as all is with 0. `imgcls data cache` lists what is kept."""
 
     @property
     def origin(self) -> str:

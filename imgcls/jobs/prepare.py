@@ -18,8 +18,8 @@ from imgcls.data.augment import (
 )
 from imgcls.data.balance import class_weights
 from imgcls.data.check import check, drop_unreadable
-from imgcls.data.images import Images, open_images
-from imgcls.data.loading import Loader, resolve_num_workers
+from imgcls.data.images import Images, OpenImages, open_images
+from imgcls.data.loading import Loader, resolve_num_workers, resolve_prefetch
 from imgcls.data.report import Report
 from imgcls.data.source import DataConfig, scan
 from imgcls.data.split import split
@@ -83,7 +83,7 @@ def prepare(resolved: Resolved, console: Console) -> Prepared:
     recipe = recipe.replace({"augment.image_size": size})
     seed_all(recipe.train.seed)
     model = build(recipe.model, num_classes=len(manifest.classes), in_channels=recipe.data.channels, image_size=size)
-    images = {name: _open(name, manifest, recipe, console) for name in SPLITS}
+    images = _open(manifest, recipe, console)
     steps = preprocessing(recipe.augment, size=size, channels=recipe.data.channels, train_images=images["train"])
     random_steps = training_pipeline(recipe.augment, size=size, channels=recipe.data.channels)
     weights = _class_weights(manifest, recipe)
@@ -149,6 +149,9 @@ def _loader(
     plan: Plan,
     chances: npt.NDArray[np.float64] | None = None,
 ) -> Loader:
+    assert recipe.augment.image_size != "auto"
+    num_workers = resolve_num_workers(recipe.data.num_workers, device=plan.device)
+    batch_bytes = recipe.train.batch_size * recipe.augment.image_size**2 * recipe.data.channels
     return Loader(
         images,
         manifest.part(name).labels,
@@ -157,18 +160,22 @@ def _loader(
         seed=recipe.train.seed,
         shuffle=name == "train",
         chances=chances,
-        num_workers=resolve_num_workers(recipe.data.num_workers, device=plan.device),
+        num_workers=num_workers,
+        prefetch=resolve_prefetch(recipe.data.prefetch, num_workers=num_workers, batch_bytes=batch_bytes),
         pin_memory=plan.device == "cuda",
     )
 
 
-def _open(name: Split, manifest: Manifest, recipe: Recipe, console: Console) -> Images:
-    """The images of a split. Those of the test split are decoded to prove them readable, and not looked at."""
+def _open(manifest: Manifest, recipe: Recipe, console: Console) -> dict[Split, OpenImages]:
+    """The images of each split. Those of the test split are decoded to prove them readable, and not looked at."""
     assert recipe.augment.image_size != "auto"
-    return open_images(
-        manifest.part(name),
+    images = open_images(
+        manifest,
         channels=recipe.data.channels,
         short_side=store_size(recipe.augment.image_size),
-        budget_mb=0 if name == "test" else recipe.data.memory_budget_mb,
-        progress=lambda done, total: console.count(f"reading {name} images", done, total),
+        budget=int(recipe.data.store_budget * 2**30),
+        progress=lambda done, total: console.count("decoding images", done, total),
+        say=console.say,
+        origin=recipe.data.origin,
     )
+    return {name: images.select(np.flatnonzero(manifest.frame["split"] == name)) for name in SPLITS}

@@ -122,7 +122,7 @@ def test_the_digest_fits_an_mlflow_dataset(manifest: Manifest) -> None:
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_its_images_open_as_bytes_of_the_asked_channels(manifest: Manifest, channels: int) -> None:
-    images = open_images(manifest, channels=channels, short_side=12, budget_mb=100)
+    images = open_images(manifest, channels=channels, short_side=12, budget=2**24)
     assert len(images) == len(manifest)
     for index in (0, len(images) - 1):
         assert images[index].dtype == np.uint8

@@ -193,7 +193,7 @@ def test_serving_sees_the_very_pixels_that_training_saw(
 ) -> None:
     manifest = scan(FolderConfig(root=str(make_folder(classes=2, images=2, size=image, ending=ending))))
     steps = Preprocessing(channels, size, (0.5,) * channels, (0.5,) * channels)
-    images = open_images(manifest, channels=channels, short_side=steps.store_size, budget_mb=10)
+    images = open_images(manifest, channels=channels, short_side=steps.store_size, budget=2**24)
     for row, path in enumerate(manifest.frame["path"]):
         trained = evaluation_pipeline(size)(images[row])
         assert trained.shape == (size, size, channels)

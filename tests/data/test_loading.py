@@ -1,12 +1,25 @@
 """Batches: the same for any number of workers, another order each epoch, every image once."""
 
+import multiprocessing as mp
+import os
+import signal
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import SimpleNamespace
+
 import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
 
-from imgcls.data.augment import AugmentConfig, evaluation_pipeline, training_pipeline
-from imgcls.data.loading import Batch, Loader, resolve_num_workers
+from imgcls.data.augment import AugmentConfig, Pipeline, evaluation_pipeline, training_pipeline
+from imgcls.data.images import open_images
+from imgcls.data.loading import Batch, Loader, _dead_worker, resolve_num_workers, resolve_prefetch
+from imgcls.data.source import scan
+from imgcls.data.sources.folder import FolderConfig
+from imgcls.errors import UserError
 
 COUNT = 23
 IMAGES = list(np.random.default_rng(0).integers(0, 256, (COUNT, 10, 9, 1), dtype=np.uint8))
@@ -39,12 +52,13 @@ def equal(first: list[Batch], second: list[Batch]) -> bool:
     )
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # torch's opinion where cores are few
 def test_batches_are_bit_identical_for_any_number_of_workers() -> None:
     epochs = {}
-    for num_workers in (0, 1, 2):
+    for num_workers in (0, 1, 4):
         chosen = loader(num_workers=num_workers)
         epochs[num_workers] = [list(chosen.epoch(epoch)) for epoch in (1, 2, 1)]
-    for num_workers in (1, 2):
+    for num_workers in (1, 4):
         for mine, theirs in zip(epochs[0], epochs[num_workers], strict=True):
             assert equal(mine, theirs)
 
@@ -127,9 +141,187 @@ def test_an_epoch_draws_nothing_from_the_generator_that_dropout_uses(num_workers
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_workers_are_as_asked_or_none_beside_a_cpu_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert resolve_num_workers(3, device="cpu") == 3
-    assert resolve_num_workers("auto", device="cpu") == 0
-    for cores, workers in [(1, 1), (2, 1), (6, 5), (64, 8), (None, 1)]:
-        monkeypatch.setattr("os.cpu_count", lambda cores=cores: cores)
-        assert resolve_num_workers("auto", device="cuda") == workers
+def test_epochs_read_side_by_side_do_not_mix() -> None:
+    chosen = loader()
+    both = list(zip(chosen.epoch(1), chosen.epoch(2), strict=True))
+    assert equal([first for first, _ in both], list(loader().epoch(1)))
+    assert equal([second for _, second in both], list(loader().epoch(2)))
+
+
+class Counting:
+    """Images of one size that come in batches, and note how."""
+
+    def __init__(self, size: tuple[int, int] | None) -> None:
+        self.size = size
+        self.gathered = 0
+        self._pixels: npt.NDArray[np.uint8] = np.random.default_rng(1).integers(0, 256, (9, 8, 8, 3), dtype=np.uint8)
+
+    def __len__(self) -> int:
+        return len(self._pixels)
+
+    def __getitem__(self, index: int) -> npt.NDArray[np.uint8]:
+        one: npt.NDArray[np.uint8] = self._pixels[index]
+        return one
+
+    def gather(self, rows: Sequence[int]) -> npt.NDArray[np.uint8]:
+        self.gathered += 1
+        return self._pixels[list(rows)]
+
+
+UNCHANGED = AugmentConfig(preset="none", horizontal_flip=False)
+
+
+@pytest.mark.parametrize("pipeline", [evaluation_pipeline(8), training_pipeline(UNCHANGED, size=8, channels=3)])
+def test_batches_that_the_pipeline_leaves_as_they_are_come_straight_from_the_images(pipeline: Pipeline) -> None:
+    quick, slow = Counting((8, 8)), Counting(None)
+    labels = np.arange(9)
+    batches = [
+        list(Loader(images, labels, pipeline, batch_size=4, seed=1, shuffle=True).epoch(1)) for images in (quick, slow)
+    ]
+    assert equal(*batches)
+    assert (quick.gathered, slow.gathered) == (2, 0)
+
+
+@pytest.mark.parametrize(
+    "pipeline",
+    [evaluation_pipeline(7), evaluation_pipeline(9), training_pipeline(AugmentConfig(), size=8, channels=3),
+     training_pipeline(AugmentConfig(preset="none"), size=8, channels=3)],
+)  # fmt: skip
+def test_a_pipeline_that_changes_images_is_never_left_out(pipeline: Pipeline) -> None:
+    images = Counting((8, 8))
+    list(Loader(images, np.arange(9), pipeline, batch_size=4).epoch(1))
+    assert images.gathered == 0
+
+
+def test_above_small_sizes_evaluation_changes_even_images_of_its_own_size() -> None:
+    assert evaluation_pipeline(64).keeps(64, 64)
+    assert not evaluation_pipeline(64).keeps(64, 65)
+    assert not evaluation_pipeline(224).keeps(224, 224)
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # torch's opinion where cores are few
+@pytest.mark.parametrize("num_workers", [0, 1, 4])
+def test_images_of_a_store_give_the_batches_that_files_give(
+    make_folder: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_workers: int
+) -> None:
+    monkeypatch.setenv("IMGCLS_CACHE", str(tmp_path / "cache"))
+    manifest = scan(FolderConfig(root=str(make_folder(classes=2, images=4, size=(8, 8)))))
+    batches = []
+    for budget in (0, 2**20):
+        images = open_images(manifest, channels=3, short_side=10, budget=budget)
+        for pipeline in (training_pipeline(AugmentConfig(), size=8, channels=3), evaluation_pipeline(8)):
+            chosen = Loader(images, manifest.labels, pipeline, batch_size=3, shuffle=True, num_workers=num_workers)
+            batches.append(list(chosen.epoch(1)))
+    assert equal(batches[0], batches[2])
+    assert equal(batches[1], batches[3])
+    assert not equal(batches[0], batches[1])
+
+
+class Broken:
+    """Images of which one does what it is told when it is read."""
+
+    def __init__(self, act: Callable[[], object]) -> None:
+        self._act = act
+
+    def __len__(self) -> int:
+        return 30
+
+    def __getitem__(self, index: int) -> npt.NDArray[np.uint8]:
+        if index == 17:
+            self._act()
+        return np.zeros((8, 8, 1), np.uint8)
+
+
+def _vanish() -> None:
+    raise UserError("cannot read the image a.png: No such file or directory. Mend or remove the file.")
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_an_image_that_vanished_is_told_in_the_same_words_with_and_without_workers(num_workers: int) -> None:
+    chosen = Loader(
+        Broken(_vanish), np.zeros(30, np.int64), evaluation_pipeline(8), batch_size=4, num_workers=num_workers
+    )
+    with pytest.raises(UserError) as caught:
+        list(chosen.epoch(1))
+    assert str(caught.value) == "cannot read the image a.png: No such file or directory. Mend or remove the file."
+
+
+def _stumble() -> None:
+    raise RuntimeError("a bug")
+
+
+def test_a_bug_in_a_worker_keeps_its_traceback() -> None:
+    chosen = Loader(Broken(_stumble), np.zeros(30, np.int64), evaluation_pipeline(8), batch_size=4, num_workers=1)
+    with pytest.raises(RuntimeError, match=r"(?s)Caught RuntimeError.*in _stumble.*a bug"):
+        list(chosen.epoch(1))
+
+
+def _kill_me() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_killed_ends_the_epoch_with_advice_in_seconds() -> None:
+    chosen = Loader(Broken(_kill_me), np.zeros(30, np.int64), evaluation_pipeline(8), batch_size=4, num_workers=2)
+    begin = time.monotonic()
+    with pytest.raises(UserError, match=r"a process that makes batches died: .+ memory ran out: lower"):
+        list(chosen.epoch(1))
+    assert time.monotonic() - begin < 20
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_killed_interrupts_nothing_but_the_wait_for_its_batches() -> None:
+    others = mp.active_children()
+    chosen = Loader(IMAGES, LABELS, evaluation_pipeline(8), batch_size=4, num_workers=1)
+    batches = chosen.epoch(1)
+    next(batches)
+    (worker,) = set(mp.active_children()) - set(others)
+    worker.kill()
+    worker.join(10)
+    time.sleep(0.1)  # here torch's own handler would raise
+    with pytest.raises(UserError, match="a process that makes batches died"):
+        list(batches)
+
+
+@pytest.mark.slow
+def test_in_a_thread_that_gets_no_signals_a_killed_worker_is_told_too() -> None:
+    chosen = Loader(Broken(_kill_me), np.zeros(30, np.int64), evaluation_pipeline(8), batch_size=4, num_workers=1)
+    with ThreadPoolExecutor(1) as pool, pytest.raises(UserError, match="a process that makes batches died"):
+        pool.submit(lambda: list(chosen.epoch(1))).result()
+
+
+def test_full_shared_memory_is_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("signal.getsignal", lambda _number: signal.SIG_DFL)
+    text = "DataLoader worker (pid 7) is killed by signal: Bus error. It is possible that dataloader's workers are …"
+    assert str(_dead_worker(text)).startswith(
+        "a process that makes batches died: DataLoader worker (pid 7) is killed by signal: Bus error. Shared memory"
+    )
+
+
+@pytest.mark.parametrize(
+    ("device", "workers"),
+    [("cpu", {1: 0, 2: 0, 8: 0, 16: 2, 32: 4, 96: 4}), ("cuda", {1: 1, 2: 1, 6: 5, 64: 8})],
+)
+def test_workers_are_as_asked_or_suit_the_cores(
+    monkeypatch: pytest.MonkeyPatch, device: str, workers: dict[int, int]
+) -> None:
+    assert resolve_num_workers(3, device=device) == 3
+    for cores, expected in workers.items():
+        monkeypatch.setattr("os.sched_getaffinity", lambda _pid, cores=cores: set(range(cores)), raising=False)
+        assert resolve_num_workers("auto", device=device) == expected
+
+
+def test_prefetch_is_as_asked_or_fits_the_shared_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda _path: SimpleNamespace(free=64 * 2**20))
+    assert resolve_prefetch(5, num_workers=8, batch_bytes=2**30) == 5
+    assert resolve_prefetch("auto", num_workers=8, batch_bytes=2**20) == 2
+    assert resolve_prefetch("auto", num_workers=8, batch_bytes=9 * 2**20) == 1
+    assert resolve_prefetch("auto", num_workers=0, batch_bytes=2**40) == 2
+
+
+def test_where_there_is_no_shared_memory_to_ask_prefetch_is_the_usual(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(_path: str) -> None:
+        raise FileNotFoundError
+
+    monkeypatch.setattr("shutil.disk_usage", missing)
+    assert resolve_prefetch("auto", num_workers=8, batch_bytes=2**40) == 2

@@ -231,7 +231,7 @@ def test_the_digest_is_that_of_the_same_images_in_other_files() -> None:
 def test_worker_processes_read_the_mapped_file() -> None:
     write("a.parquet", [k % 2 for k in range(12)])
     manifest = scanned()
-    images = open_images(manifest, channels=3, short_side=4, budget_mb=0)
+    images = open_images(manifest, channels=3, short_side=4, budget=10**8)
     batches = [
         [batch.images.numpy() for batch in Loader(images, manifest.labels, evaluation_pipeline(4), batch_size=5,
                                                   num_workers=workers).epoch(0)]

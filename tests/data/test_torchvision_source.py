@@ -395,7 +395,7 @@ def test_image_files_keep_their_official_split_and_class_names(name: str, tmp_pa
     assert manifest.classes == tuple(classes)
     assert set(manifest.labels) == set(range(len(classes)))
     assert manifest.ids == sorted(manifest.ids)
-    assert len(open_images(manifest, channels=3, short_side=8, budget_mb=10)) == len(manifest)
+    assert len(open_images(manifest, channels=3, short_side=8, budget=2**24)) == len(manifest)
     for path, label in zip(manifest.frame["path"], manifest.labels, strict=True):
         if name in ("Food101", "DTD", "Caltech101", "INaturalist"):
             assert Path(path).parent.name == classes[label]

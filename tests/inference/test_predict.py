@@ -30,7 +30,7 @@ def test_predictions_agree_with_the_classifier_on_the_same_files(
     steps = Preprocessing(channels, size, (0.5,) * channels, (0.2,) * channels)
     config = PlainCNNConfig(num_blocks=2, channels=4, dropout=0.5)
     model = build(config, num_classes=3, in_channels=channels, image_size=size).train()
-    images = open_images(manifest, channels=channels, short_side=steps.store_size, budget_mb=10)
+    images = open_images(manifest, channels=channels, short_side=steps.store_size, budget=2**24)
     loader = Loader(images, manifest.labels, evaluation_pipeline(size), batch_size=4)
     found = predict(model, loader, manifest, preprocessing=steps, device="cpu", split="val")
     served = Classifier(model, config, steps, manifest.classes, 3)
@@ -50,7 +50,7 @@ def test_an_unlabelled_folder_is_predicted_in_the_order_of_its_ids(make_folder: 
     steps = Preprocessing(3, 16, (0.5,) * 3, (0.2,) * 3)
     model = build(PlainCNNConfig(num_blocks=2, channels=4), num_classes=3, in_channels=3, image_size=16)
     manifest = scan_unlabelled(root, classes=["a", "b", "c"])
-    images = open_images(manifest, channels=3, short_side=steps.store_size, budget_mb=10)
+    images = open_images(manifest, channels=3, short_side=steps.store_size, budget=10**8)
     loader = Loader(images, manifest.labels, evaluation_pipeline(16), batch_size=3)
     found = predict(model, loader, manifest, preprocessing=steps, device="cpu", split="")
     assert found.ids == ["0.png", *(f"class0/{k}.png" for k in range(4)), *(f"class1/{k}.png" for k in range(3))]
