@@ -15,10 +15,11 @@ from imgcls.data.images import Images
 
 
 class Batch(NamedTuple):
-    """A batch: images (B, S, S, C) uint8 and labels (B,) int64."""
+    """A batch: images (B, S, S, C) uint8, labels (B,) int64, and the seed of its randomness."""
 
     images: torch.Tensor
     labels: torch.Tensor
+    seed: int
 
 
 class _Key(NamedTuple):
@@ -35,7 +36,7 @@ class _BatchDataset(Dataset[Batch]):
     def __getitem__(self, key: _Key) -> Batch:
         self._pipeline.seed(key.seed)
         pixels = np.stack([self._pipeline(self._images[row]) for row in key.rows])
-        return Batch(torch.from_numpy(pixels), torch.from_numpy(self._labels[list(key.rows)]))
+        return Batch(torch.from_numpy(pixels), torch.from_numpy(self._labels[list(key.rows)]), key.seed)
 
 
 class _EpochKeys(Sampler[_Key]):

@@ -118,7 +118,7 @@ def test_an_automatic_size_looks_at_256_images_at_most(tmp_path: Path, monkeypat
         seen.append(index)
         return 40
 
-    monkeypatch.setattr("imgcls.data.augment._short_side", look)
+    monkeypatch.setattr("imgcls.data.augment.config._short_side", look)
     for count, expected in [(1, 1), (256, 256), (257, 129), (511, 256), (512, 256), (10_000, 250)]:
         seen.clear()
         rows = [{"id": str(k), "path": str(tmp_path)} for k in range(count)]
