@@ -105,12 +105,21 @@ def _statistics(images: Images, *, size: int, channels: int, train: Manifest | N
 
     key = None if train is None else _key(train, size=size, channels=channels)
     if key is not None:
-        with contextlib.suppress(OSError, ValueError):  # no place to write, or a file that somebody damaged
-            path = cache.entry("statistics", key, build) / "statistics.json"
-            kept = json.loads(path.read_text(encoding="utf-8"))
-            if all(len(kept[name]) == channels for name in ("mean", "std")):
-                return {name: [float(value) for value in kept[name]] for name in ("mean", "std")}
+        with contextlib.suppress(OSError):  # no place to write: measured in vain, but measured
+            kept = _read(cache.entry("statistics", key, build) / "statistics.json", channels)
+            if kept is not None:
+                return kept
     return measured[0] if measured else _measure(images, size=size, channels=channels)
+
+
+def _read(path: Path, channels: int) -> dict[str, list[float]] | None:
+    """The statistics in a file, or None where somebody damaged it."""
+    try:
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        found = {name: [float(value) for value in kept[name]] for name in ("mean", "std")}
+    except (ValueError, TypeError, KeyError):
+        return None
+    return found if all(len(values) == channels for values in found.values()) else None
 
 
 def _key(train: Manifest, *, size: int, channels: int) -> str | None:

@@ -258,7 +258,9 @@ def _rehearse(transform: Any, image: Pixels) -> Pixels:
         return results[-1]
     name = type(transform).__name__
     try:
-        result: Pixels = transform(image=image, force_apply=True)["image"]
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # albumentations tells so of images that it leaves as they are
+            result: Pixels = transform(image=image, force_apply=True)["image"]
     except Exception as error:
         raise UserError(
             f"augment.pipeline: {name} fails on an image of {_shape(image)}: {_first_line(error)}. Change it, remove "
