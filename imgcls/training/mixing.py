@@ -70,4 +70,4 @@ def training_loss(logits: torch.Tensor, labels: torch.Tensor, weights: torch.Ten
     if labels.ndim == 1 or weights is None:
         return nn.functional.cross_entropy(logits, labels, weight=weights)
     total = nn.functional.cross_entropy(logits, labels, weight=weights, reduction="sum")
-    return total / (labels @ weights).sum()
+    return total / (labels * weights).sum()  # no matrix product, which autocast would round to half precision

@@ -160,6 +160,11 @@ def test_a_pipeline_can_be_taken_back_for_a_preset() -> None:
             {"Blur": [3]},
             "found {'Blur': [3]}, expected a name and its arguments by name, such as {HorizontalFlip: {p: 0.5}}.",
         ),
+        (
+            "HorizontalFlop",
+            "found 'HorizontalFlop', albumentations 2.0.8 has no transform 'HorizontalFlop'. Did you mean "
+            "'HorizontalFlip'?",
+        ),
         (7, "found 7, expected one transform with its arguments, such as {HorizontalFlip: {p: 0.5}}."),
     ],
 )

@@ -1,5 +1,6 @@
 """Batches: the same for any number of workers, another order each epoch, every image once."""
 
+import pickle
 import random
 from typing import get_args
 
@@ -100,6 +101,16 @@ def test_a_batch_does_not_depend_on_what_the_pipeline_did_before(name: str) -> N
     for image in IMAGES[:3]:
         pipeline(image)
     assert equal(list(chosen.epoch(1)), first)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_pipeline_that_was_sent_to_another_process_gives_the_same(name: str) -> None:
+    pipeline = training_pipeline(CONFIGS[name], size=8, channels=1)
+    sent = pickle.loads(pickle.dumps(pipeline))
+    for seed in (1, 2):
+        pipeline.seed(seed)
+        sent.seed(seed)
+        assert all(np.array_equal(pipeline(image), sent(image)) for image in IMAGES)
 
 
 def test_every_batch_has_a_seed_of_its_own_that_workers_do_not_change() -> None:

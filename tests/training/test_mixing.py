@@ -86,6 +86,14 @@ def test_one_hot_shares_have_the_loss_of_their_classes(weights: torch.Tensor | N
     assert training_loss(logits, shares, weights).item() == pytest.approx(expected.item(), rel=1e-6)
 
 
+def test_half_precision_around_it_does_not_round_the_weights() -> None:
+    logits, weights = torch.randn(6, 3, generator=torch.Generator().manual_seed(0)), torch.tensor([0.123, 1.01, 4.99])
+    shares = torch.nn.functional.one_hot(LABELS, 3).float()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = training_loss(logits, shares, weights)
+    assert found.item() == pytest.approx(training_loss(logits, LABELS, weights).item(), rel=1e-6)
+
+
 def test_the_loss_of_shares_is_the_weighted_mean_by_hand() -> None:
     logits = torch.tensor([[1.0, -1.0], [0.5, 2.0]])
     shares = torch.tensor([[0.7, 0.3], [0.2, 0.8]])

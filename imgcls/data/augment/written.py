@@ -153,11 +153,9 @@ def checked(value: object, *, size: int) -> Steps:
 
 
 def _plain_step(step: object) -> dict[str, dict[str, Any]]:
-    if isinstance(step, str):
-        step = {step: None}
-    if not isinstance(step, Mapping) or len(step) != 1:
+    if not isinstance(step, str) and (not isinstance(step, Mapping) or len(step) != 1):
         raise _Fault(step, "expected one transform with its arguments, such as {HorizontalFlip: {p: 0.5}}")
-    name, arguments = next(iter(step.items()))
+    name, arguments = (step, None) if isinstance(step, str) else next(iter(step.items()))
     if not isinstance(name, str) or not isinstance(arguments, Mapping | None):
         raise _Fault(step, "expected a name and its arguments by name, such as {HorizontalFlip: {p: 0.5}}")
     _class_of(name, step)
