@@ -35,6 +35,10 @@ augment:
   image_size: 16
   preset: light
   horizontal_flip: false
+  pipeline: null
+  mixup: 0.0
+  cutmix: 0.0
+  mix_prob: 1.0
   normalize: dataset
 model:
   family: plaincnn

@@ -29,10 +29,11 @@ _WORKER = "DataLoader worker"
 
 
 class Batch(NamedTuple):
-    """A batch: images (B, S, S, C) uint8 and labels (B,) int64."""
+    """A batch: images (B, S, S, C) uint8, labels (B,) int64, and the seed of its randomness."""
 
     images: torch.Tensor
     labels: torch.Tensor
+    seed: int
 
 
 class _Key(NamedTuple):
@@ -58,7 +59,7 @@ class _BatchDataset(Dataset["Batch | _Failed"]):
     def batch(self, key: _Key) -> Batch:
         labels = torch.from_numpy(self._labels[list(key.rows)])
         if self._block is not None:
-            return Batch(torch.from_numpy(self._block.gather(key.rows)), labels)
+            return Batch(torch.from_numpy(self._block.gather(key.rows)), labels, key.seed)
         self._pipeline.seed(key.seed)
         first = self._pipeline(self._images[key.rows[0]])
         images = _empty(len(key.rows), *first.shape)
@@ -67,7 +68,7 @@ class _BatchDataset(Dataset["Batch | _Failed"]):
         pixels[0] = first
         for k, row in enumerate(key.rows[1:], 1):
             pixels[k] = self._pipeline(self._images[row])
-        return Batch(images, labels)
+        return Batch(images, labels, key.seed)
 
     def __getitem__(self, key: _Key) -> Batch | _Failed:
         try:
@@ -183,7 +184,9 @@ class Loader:
     def _here(self, epoch: int) -> Iterator[Batch]:
         for key in self._keys.of(epoch):
             batch = self._dataset.batch(key)
-            yield Batch(*(part.pin_memory() for part in batch)) if self._pin_memory else batch
+            if self._pin_memory:
+                batch = batch._replace(images=batch.images.pin_memory(), labels=batch.labels.pin_memory())
+            yield batch
 
     def _from_workers(self, epoch: int, loader: "DataLoader[Batch | _Failed]") -> Iterator[Batch]:
         try:

@@ -83,9 +83,12 @@ def prepare(resolved: Resolved, console: Console) -> Prepared:
     recipe = recipe.replace({"augment.image_size": size})
     seed_all(recipe.train.seed)
     model = build(recipe.model, num_classes=len(manifest.classes), in_channels=recipe.data.channels, image_size=size)
+    channels = recipe.data.channels
     images = _open(manifest, recipe, console)
-    steps = preprocessing(recipe.augment, size=size, channels=recipe.data.channels, train_images=images["train"])
-    random_steps = training_pipeline(recipe.augment, size=size, channels=recipe.data.channels)
+    steps = preprocessing(
+        recipe.augment, size=size, channels=channels, train_images=images["train"], train=manifest.part("train")
+    )
+    random_steps = training_pipeline(recipe.augment, size=size, channels=channels, mean=steps.mean)
     weights = _class_weights(manifest, recipe)
     chances = weights[manifest.part("train").labels] if recipe.data.balance == "oversample" else None
     train_loader = _loader("train", images["train"], random_steps, manifest, recipe, plan, chances)

@@ -28,6 +28,7 @@ from imgcls.tracking import run as tracking
 from imgcls.tracking.run import TrackedRun
 from imgcls.training.checkpoint import Checkpoint
 from imgcls.training.fit import BEST, LAST, best_row, fit
+from imgcls.training.mixing import build_mixing
 
 
 @dataclass(frozen=True)
@@ -186,6 +187,7 @@ def _train(run: TrackedRun, prepared: Prepared, console: Console, signals: Signa
             plan=prepared.plan,
             checkpoints=checkpoints,
             class_weights=prepared.class_weights if recipe.data.balance in LOSS_BALANCES else None,
+            mixing=build_mixing(recipe.augment, num_classes=len(prepared.manifest.classes)),
             stop=signals.stop,
             on_step=lambda step: console.step(step, epochs=epochs),
         ):

@@ -10,8 +10,8 @@ MODEL_NAME = "model"
 PACKAGE = Path(__file__).resolve().parents[1]
 # What the model's code imports. The package itself travels with the model, so it is not among them.
 REQUIREMENTS = (
-    "albumentations", "mlflow", "numpy", "opencv-python-headless", "pandas", "pillow", "psutil", "pyarrow", "pydantic",
-    "safetensors", "torch", "torchvision",
+    "albumentations", "filelock", "mlflow", "numpy", "opencv-python-headless", "pandas", "pillow", "psutil", "pyarrow",
+    "pydantic", "safetensors", "torch", "torchvision",
 )  # fmt: skip
 
 

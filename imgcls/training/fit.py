@@ -21,6 +21,7 @@ from imgcls.sections import Section
 from imgcls.tables import History, Row
 from imgcls.training.checkpoint import Checkpoint
 from imgcls.training.device import Plan
+from imgcls.training.mixing import Mixing, training_loss
 from imgcls.training.optim import OptimConfig, build_optimizer, learning_rate
 
 BEST, LAST = "best.pt", "last.pt"
@@ -117,6 +118,7 @@ def fit(
     plan: Plan,
     checkpoints: Path,
     class_weights: npt.NDArray[np.float64] | None = None,
+    mixing: Mixing | None = None,
     stop: Callable[[], bool] = lambda: False,
     on_step: Callable[[Step], None] = lambda _step: None,
 ) -> Iterator[Row]:
@@ -125,13 +127,19 @@ def fit(
     After each epoch `last.pt`, and where it is the best so far `best.pt`, are written to `checkpoints`. When
     `stop()` turns true, the loop ends after the batch in work and writes `last.pt` with the part of the epoch
     that is done; no row is yielded for it. `class_weights` (C,) weigh the training loss, and so `train/loss`;
-    `val/loss` is that of the images as they are.
+    `val/loss` is that of the images as they are. `mixing` mixes the training images of a batch with each other.
 
     Raises:
         UserError: the loss became infinite or not a number, or a checkpoint cannot be written.
     """
     trainer = _Trainer(
-        model, optim, preprocessing, plan, num_steps=config.epochs * len(train), class_weights=class_weights
+        model,
+        optim,
+        preprocessing,
+        plan,
+        num_steps=config.epochs * len(train),
+        class_weights=class_weights,
+        mixing=mixing,
     )
     history = History()
     since_best = 0
@@ -181,14 +189,17 @@ class _Trainer:
         *,
         num_steps: int,
         class_weights: npt.NDArray[np.float64] | None,
+        mixing: Mixing | None,
     ) -> None:
         self.model = model.to(plan.device)
         self._optim, self._preprocessing, self._plan = optim, preprocessing, plan
         self._num_steps, self._steps = num_steps, 0
         self._optimizer = build_optimizer(optim, model)
         self._scaler = torch.amp.GradScaler(plan.device, enabled=plan.precision == "fp16")
-        weights = None if class_weights is None else torch.tensor(class_weights, dtype=torch.float32)
-        self._train_loss = nn.CrossEntropyLoss(weights).to(plan.device)
+        self._weights = None
+        if class_weights is not None:
+            self._weights = torch.tensor(class_weights, dtype=torch.float32, device=plan.device)
+        self._mixing = mixing
         self._val_loss = nn.CrossEntropyLoss()
         self.lr = 0.0
 
@@ -201,15 +212,17 @@ class _Trainer:
             group["lr"] = self.lr
         self.model.train()
         inputs, labels = self._to_device(batch)
+        if self._mixing is not None:
+            inputs, labels = self._mixing(inputs, labels, seed=batch.seed)
         with self._plan.autocast():
             logits = self.model(inputs)
-            loss = self._train_loss(logits.float(), labels)
+            loss = training_loss(logits.float(), labels, self._weights)
         self._optimizer.zero_grad(set_to_none=True)
-        self._scaler.scale(loss).backward()
+        torch.autograd.backward(self._scaler.scale(loss))
         self._scaler.step(self._optimizer)
         self._scaler.update()
         self._steps += 1
-        totals.add(loss, logits, labels)
+        totals.add(loss, logits, labels if labels.ndim == 1 else labels.argmax(1))
 
     @torch.no_grad()
     def evaluate(self, loader: Loader, stop: Callable[[], bool]) -> Row | None:

@@ -3,13 +3,14 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
 from PIL import Image
+from pydantic import ValidationError
 
 from imgcls.data.augment import (
     IMAGENET_MEAN,
@@ -21,14 +22,14 @@ from imgcls.data.augment import (
     resolve_image_size,
     training_pipeline,
 )
+from imgcls.data.augment.presets import Preset
 from imgcls.data.images import open_images
 from imgcls.data.source import scan
 from imgcls.data.sources.folder import FolderConfig
 from imgcls.errors import UserError
 from imgcls.tables import Manifest
 
-Preset = Literal["none", "light", "standard"]
-PRESETS: list[Preset] = ["none", "light", "standard"]
+PRESETS: tuple[Preset, ...] = get_args(Preset)
 Pixels = npt.NDArray[np.uint8]
 
 
@@ -87,6 +88,68 @@ def test_half_of_the_training_images_are_mirrored() -> None:
     assert 70 < mirrored < 130
 
 
+@pytest.mark.parametrize("preset", PRESETS)
+def test_without_flips_no_preset_mirrors(preset: Preset) -> None:
+    pipeline = training_pipeline(AugmentConfig(preset=preset, horizontal_flip=False), size=32, channels=1)
+    ramp = np.tile(np.linspace(60, 190, 32, dtype=np.uint8), (32, 1))[:, :, None]
+    rising = []
+    for _ in range(40):
+        columns = pipeline(ramp).astype(float).mean((0, 2))
+        rising.append(columns[20:].mean() > columns[:12].mean())
+    # Solarising, or a hole on one side, turns a few of the ramps of `strong` around.
+    assert sum(rising) >= (25 if preset in ("strong", "cifar") else 40)
+
+
+def test_the_hole_of_cifar_is_half_as_wide_as_the_image_and_has_the_colour_of_the_mean() -> None:
+    config = AugmentConfig(preset="cifar", horizontal_flip=False)
+    pipeline = training_pipeline(config, size=32, channels=3, mean=(0.2, 0.4, 0.6))
+    image = np.zeros((32, 32, 3), np.uint8)
+    holes = [int((pipeline(image) == (51, 102, 153)).all(2).sum()) for _ in range(100)]
+    assert set(holes) == {0, 16 * 16}
+    assert 30 < sum(hole > 0 for hole in holes) < 70
+
+
+def test_the_crops_of_animals_show_seventy_percent_or_more() -> None:
+    pipeline = training_pipeline(AugmentConfig(preset="animals", horizontal_flip=False), size=40, channels=1)
+    assert repr(pipeline._compose.transforms[0].scale) == "(0.7, 1.0)"
+    assert pipeline._compose.transforms[1].limit == (-30, 30)
+
+
+def test_the_transforms_of_a_pipeline_are_drawn_apart_from_each_other() -> None:
+    steps = [{"HorizontalFlip": {"p": 0.5}}, {"VerticalFlip": {"p": 0.5}}]
+    pipeline = training_pipeline(AugmentConfig(pipeline=steps), size=8, channels=1)
+    image = noise(8, 8, 1)
+    turned = {"none": image, "left": image[:, ::-1], "up": image[::-1], "both": image[::-1, ::-1]}
+    counts = dict.fromkeys(turned, 0)
+    for seed in range(100):
+        pipeline.seed(seed)
+        for _ in range(4):
+            result = pipeline(image)
+            counts[next(name for name, other in turned.items() if np.array_equal(result, other))] += 1
+    assert all(70 < count < 130 for count in counts.values())
+
+
+def test_a_null_preset_or_flip_is_the_default() -> None:
+    assert AugmentConfig(preset=None, horizontal_flip=None) == AugmentConfig()
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"mix_prob": 0.5}, "nothing to mix with"),
+        ({"mix_prob": 0, "mixup": 1}, "greater than 0"),
+        ({"mixup": -0.1}, "greater than or equal to 0"),
+        ({"cutmix": 1000}, "less than or equal to 100"),
+        ({"preset": "light", "pipeline": []}, "Set augment.preset to null"),
+        ({"horizontal_flip": True, "pipeline": []}, "Set augment.horizontal_flip to null"),
+        ({"horizontal_flip": False, "preset": "none", "pipeline": []}, "augment.preset and augment.horizontal_flip"),
+    ],
+)
+def test_fields_without_a_use_are_refused(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        AugmentConfig.model_validate(fields)
+
+
 def test_evaluation_takes_the_middle_of_a_small_image_whole() -> None:
     image = noise(10, 16)
     assert np.array_equal(evaluation_pipeline(10)(image), image[:, 3:13])
@@ -118,7 +181,7 @@ def test_an_automatic_size_looks_at_256_images_at_most(tmp_path: Path, monkeypat
         seen.append(index)
         return 40
 
-    monkeypatch.setattr("imgcls.data.augment._short_side", look)
+    monkeypatch.setattr("imgcls.data.augment.config._short_side", look)
     for count, expected in [(1, 1), (256, 256), (257, 129), (511, 256), (512, 256), (10_000, 250)]:
         seen.clear()
         rows = [{"id": str(k), "path": str(tmp_path)} for k in range(count)]
@@ -168,6 +231,72 @@ def test_normalize_dataset_of_one_colour_stays_finite() -> None:
     steps = preprocessing(AugmentConfig(normalize="dataset"), size=8, channels=1, train_images=images)
     assert steps.std[0] > 0
     assert torch.isfinite(steps.to_input(torch.from_numpy(images[0])[None])).all()
+
+
+class Counted:
+    """Images that count how often they are read."""
+
+    def __init__(self, count: int = 5) -> None:
+        self.images = [noise(8, 8, 3, seed) for seed in range(count)]
+        self.reads = 0
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> Pixels:
+        self.reads += 1
+        return self.images[index]
+
+
+def of_contents(*contents: str) -> Manifest:
+    return Manifest.build([{"id": str(k), "label": 0, "content": c} for k, c in enumerate(contents)], classes=["a"])
+
+
+MEASURED = AugmentConfig(normalize="dataset")
+
+
+def test_statistics_are_measured_once_for_the_same_contents_and_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("IMGCLS_CACHE", str(tmp_path / "cache"))
+    images, train = Counted(), of_contents(*"abcde")
+    bare = preprocessing(MEASURED, size=8, channels=3, train_images=images)
+    first = preprocessing(MEASURED, size=8, channels=3, train_images=images, train=train)
+    assert images.reads == 10
+    assert preprocessing(MEASURED, size=8, channels=3, train_images=images, train=train) == first == bare
+    assert images.reads == 10
+    preprocessing(MEASURED, size=9, channels=3, train_images=images, train=train)
+    preprocessing(MEASURED, size=8, channels=3, train_images=images, train=of_contents(*"abcdf"))
+    assert images.reads == 20
+
+
+@pytest.mark.parametrize("damage", ["", "{}", '{"mean": [1], "std": [1]}', '{"mean": 1, "std": 2}', "[]"])
+def test_statistics_that_were_damaged_are_measured_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str
+) -> None:
+    monkeypatch.setenv("IMGCLS_CACHE", str(tmp_path / "cache"))
+    images, train = Counted(), of_contents(*"abcde")
+    first = preprocessing(MEASURED, size=8, channels=3, train_images=images, train=train)
+    [path] = (tmp_path / "cache").rglob("statistics.json")
+    path.write_text(damage)
+    assert preprocessing(MEASURED, size=8, channels=3, train_images=images, train=train) == first
+
+
+def test_statistics_need_no_cache_that_can_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("IMGCLS_CACHE", str(tmp_path / "file"))
+    images = Counted()
+    found = preprocessing(MEASURED, size=8, channels=3, train_images=images, train=of_contents(*"abcde"))
+    assert found == preprocessing(MEASURED, size=8, channels=3, train_images=images)
+    assert images.reads == 10
+
+
+def test_images_without_a_content_hash_have_no_statistics_in_the_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("IMGCLS_CACHE", str(tmp_path / "cache"))
+    preprocessing(MEASURED, size=8, channels=3, train_images=Counted(2), train=of_contents("", ""))
+    assert not (tmp_path / "cache").exists()
 
 
 def test_the_input_equals_the_arithmetic_by_hand() -> None:

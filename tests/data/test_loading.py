@@ -2,12 +2,15 @@
 
 import multiprocessing as mp
 import os
+import pickle
+import random
 import signal
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
+from typing import get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +18,7 @@ import pytest
 import torch
 
 from imgcls.data.augment import AugmentConfig, Pipeline, evaluation_pipeline, training_pipeline
+from imgcls.data.augment.presets import Preset
 from imgcls.data.images import open_images
 from imgcls.data.loading import Batch, Loader, _dead_worker, resolve_num_workers, resolve_prefetch
 from imgcls.data.source import scan
@@ -24,6 +28,19 @@ from imgcls.errors import UserError
 COUNT = 23
 IMAGES = list(np.random.default_rng(0).integers(0, 256, (COUNT, 10, 9, 1), dtype=np.uint8))
 LABELS = np.arange(COUNT, dtype=np.int64)
+
+
+WRITTEN = AugmentConfig.model_validate(
+    {
+        "pipeline": [
+            {"RandomResizedCrop": {"scale": [0.5, 1.0]}},
+            "HorizontalFlip",
+            {"OneOf": {"transforms": [{"GaussianBlur": {}}, {"GaussNoise": {}}, {"ElasticTransform": {}}], "p": 0.8}},
+            {"SomeOf": {"transforms": ["RandomBrightnessContrast", {"GridDropout": {}}], "n": 1}},
+        ]
+    }
+)
+CONFIGS = {**{name: AugmentConfig(preset=name) for name in get_args(Preset)}, "written": WRITTEN}
 
 
 def loader(
@@ -48,7 +65,8 @@ def seen(batches: list[Batch]) -> list[int]:
 
 def equal(first: list[Batch], second: list[Batch]) -> bool:
     return len(first) == len(second) and all(
-        torch.equal(a.images, b.images) and torch.equal(a.labels, b.labels) for a, b in zip(first, second, strict=True)
+        torch.equal(a.images, b.images) and torch.equal(a.labels, b.labels) and a.seed == b.seed
+        for a, b in zip(first, second, strict=True)
     )
 
 
@@ -61,6 +79,57 @@ def test_batches_are_bit_identical_for_any_number_of_workers() -> None:
     for num_workers in (1, 4):
         for mine, theirs in zip(epochs[0], epochs[num_workers], strict=True):
             assert equal(mine, theirs)
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 4 worker processes")  # more than there are cores
+@pytest.mark.parametrize(("draw", "size"), [("shuffle", 8), ("oversample", 72)])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_pipeline_gives_bit_identical_batches_with_0_1_and_4_workers(name: str, draw: str, size: int) -> None:
+    epochs = {}
+    for num_workers in (0, 1, 4):
+        chosen = Loader(
+            IMAGES,
+            LABELS,
+            training_pipeline(CONFIGS[name], size=size, channels=1),
+            batch_size=4,
+            seed=3,
+            shuffle=True,
+            chances=np.linspace(1, 5, COUNT) if draw == "oversample" else None,
+            num_workers=num_workers,
+        )
+        epochs[num_workers] = [list(chosen.epoch(epoch)) for epoch in (1, 2)]
+    for num_workers in (1, 4):
+        for mine, theirs in zip(epochs[0], epochs[num_workers], strict=True):
+            assert equal(mine, theirs)
+    assert not equal(*epochs[0])
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_batch_does_not_depend_on_what_the_pipeline_did_before(name: str) -> None:
+    pipeline = training_pipeline(CONFIGS[name], size=8, channels=1)
+    chosen = Loader(IMAGES, LABELS, pipeline, batch_size=4, shuffle=True)
+    first = list(chosen.epoch(1))
+    np.random.seed(7)
+    random.seed(7)
+    for image in IMAGES[:3]:
+        pipeline(image)
+    assert equal(list(chosen.epoch(1)), first)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_pipeline_that_was_sent_to_another_process_gives_the_same(name: str) -> None:
+    pipeline = training_pipeline(CONFIGS[name], size=8, channels=1)
+    sent = pickle.loads(pickle.dumps(pipeline))
+    for seed in (1, 2):
+        pipeline.seed(seed)
+        sent.seed(seed)
+        assert all(np.array_equal(pipeline(image), sent(image)) for image in IMAGES)
+
+
+def test_every_batch_has_a_seed_of_its_own_that_workers_do_not_change() -> None:
+    seeds = [[batch.seed for batch in loader(num_workers=workers).epoch(1)] for workers in (0, 2)]
+    assert seeds[0] == seeds[1]
+    assert len({*seeds[0], *(batch.seed for batch in loader().epoch(2))}) == 12
 
 
 def test_an_epoch_that_was_left_in_the_middle_does_not_change_the_next() -> None:

@@ -203,6 +203,6 @@ def test_the_requirements_name_every_package_that_the_code_in_the_model_imports(
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True).stdout
     imported = {line.partition(".")[0] for line in found.split()} - {"imgcls"} - set(sys.stdlib_module_names)
-    called = {"PIL": "pillow", "cv2": "opencv-python-headless"}
+    called = {"PIL": "pillow", "cv2": "opencv-python-headless", "pydantic_core": "pydantic"}
     assert {"torch", "PIL", "cv2"} <= imported
     assert {called.get(name, name) for name in imported} <= set(REQUIREMENTS)

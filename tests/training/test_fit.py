@@ -20,6 +20,7 @@ from imgcls.tables import History, Row
 from imgcls.training.checkpoint import Checkpoint
 from imgcls.training.device import Plan
 from imgcls.training.fit import BEST, LAST, Step, TrainConfig, best_row, fit, seed_all
+from imgcls.training.mixing import build_mixing
 from imgcls.training.optim import OptimConfig
 
 COUNT, CLASSES = 26, 2
@@ -60,6 +61,7 @@ def rows(
     plan: Plan | None = None,
     num_workers: int = 0,
     class_weights: np.ndarray[tuple[int, ...], np.dtype[np.float64]] | None = None,
+    augment: AugmentConfig | None = None,
     stop: Callable[[], bool] = lambda: False,
     on_step: Callable[[Step], None] = lambda _step: None,
     **train: Any,
@@ -75,6 +77,7 @@ def rows(
         preprocessing=STEPS,
         plan=plan or Plan("cpu", "fp32"),
         class_weights=class_weights,
+        mixing=None if augment is None else build_mixing(augment, num_classes=CLASSES),
         checkpoints=folder,
         stop=stop,
         on_step=on_step,
@@ -269,3 +272,35 @@ def test_class_weights_weigh_the_training_loss_and_leave_that_of_validation(tmp_
     )
     assert weighted["val/loss"] == pytest.approx(plain["val/loss"], rel=1e-5)
     assert abs(weighted["train/loss"] - plain["train/loss"]) > 0.01
+
+
+MIXED = AugmentConfig(mixup=1.0, cutmix=1.0)
+
+
+def test_mixed_images_change_the_training_and_leave_validation_whole(tmp_path: Path) -> None:
+    still = OptimConfig(lr=1e-9)
+    plain = next(rows(tmp_path / "a", model=linear(), optim=still))
+    mixed = next(rows(tmp_path / "b", model=linear(), optim=still, augment=MIXED))
+    assert mixed["val/loss"] == pytest.approx(plain["val/loss"], rel=1e-5)
+    assert abs(mixed["train/loss"] - plain["train/loss"]) > 0.01
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_mixed_run_repeats_bit_by_bit_with_any_number_of_workers(tmp_path: Path, num_workers: int) -> None:
+    weights = np.array([1.0, 3.0])
+    first = without_times(list(rows(tmp_path / "a", augment=MIXED, class_weights=weights)))
+    again = rows(tmp_path / "b", augment=MIXED, class_weights=weights, num_workers=num_workers)
+    assert without_times(list(again)) == first
+
+
+def test_mixed_images_are_learnt_from(tmp_path: Path) -> None:
+    found = list(rows(tmp_path / "c", epochs=12, augment=AugmentConfig(mixup=0.2)))
+    assert found[-1]["val/acc"] > 0.9
+
+
+def test_the_hits_of_mixed_images_are_those_of_the_label_with_the_larger_share(tmp_path: Path) -> None:
+    # What MixUp leaves of a linear classifier that knows the classes is right about the larger share.
+    model = linear()
+    list(rows(tmp_path / "a", model=model, epochs=30))
+    row = next(rows(tmp_path / "b", model=model, optim=OptimConfig(lr=1e-9), augment=AugmentConfig(mixup=0.1)))
+    assert row["train/acc"] > 0.8
