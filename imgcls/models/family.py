@@ -32,6 +32,8 @@ class StagedModel(nn.Module):
         num_features: width of the features.
         cam_stage: the name of the stage whose output (B, F, h, w) class-activation maps are drawn from.
         min_image_size: pixels; the smallest input side that the stages can take.
+        origin_names: name in this module's state dict -> name in that of the library's own module it was made from;
+            empty where the network is our own. Files of pretrained weights use the library's names.
     """
 
     def __init__(
@@ -43,6 +45,7 @@ class StagedModel(nn.Module):
         num_features: int,
         cam_stage: str,
         min_image_size: int,
+        origin_names: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__()
         assert "head" not in stages
@@ -54,6 +57,7 @@ class StagedModel(nn.Module):
         self.num_features = num_features
         self.cam_stage = cam_stage
         self.min_image_size = min_image_size
+        self.origin_names = dict(origin_names or {})
 
     @property
     def stage_names(self) -> tuple[str, ...]:
@@ -84,7 +88,7 @@ class Family:
 
     Attributes:
         config: the class of the recipe's `model` section for this family.
-        build: (config, num_classes=…, in_channels=…) -> StagedModel with fresh weights.
+        build: (config, num_classes=…, in_channels=…, image_size=…) -> StagedModel with fresh weights.
     """
 
     config: type[ModelConfig]
@@ -106,7 +110,9 @@ def build(config: ModelConfig, *, num_classes: int, in_channels: int, image_size
     Raises:
         UserError: an unknown family, or images too small for the network.
     """
-    model = FAMILIES.get(config.family).build(config, num_classes=num_classes, in_channels=in_channels)
+    model = FAMILIES.get(config.family).build(
+        config, num_classes=num_classes, in_channels=in_channels, image_size=image_size
+    )
     if image_size < model.min_image_size:
         raise UserError(
             f"augment.image_size {image_size} is too small for this {config.family}, which needs at least "

@@ -23,7 +23,7 @@ class PlainCNNConfig(ModelConfig):
     """Share of the features set to zero before the head in training."""
 
 
-def build_plaincnn(config: PlainCNNConfig, *, num_classes: int, in_channels: int) -> StagedModel:
+def build_plaincnn(config: PlainCNNConfig, *, num_classes: int, in_channels: int, image_size: int) -> StagedModel:  # noqa: ARG001
     """Simonyan and Zisserman's (2014, arXiv:1409.1556) pattern with batch norm and global average pooling."""
     stages: dict[str, nn.Module] = {}
     before, width = in_channels, config.channels

@@ -17,7 +17,7 @@ class ResNetConfig(ModelConfig):
     """Share of the features set to zero before the head in training."""
 
 
-def build_resnet(config: ResNetConfig, *, num_classes: int, in_channels: int) -> StagedModel:
+def build_resnet(config: ResNetConfig, *, num_classes: int, in_channels: int, image_size: int) -> StagedModel:  # noqa: ARG001
     """He et al. (2015), arXiv:1512.03385, in torchvision's form; the stages are stem, layer1 … layer4, head."""
     from torchvision.models import resnet18
 

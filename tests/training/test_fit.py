@@ -45,7 +45,7 @@ def loaders(num_workers: int = 0) -> tuple[Loader, Loader]:
 def network() -> nn.Module:
     seed_all(0)
     config = PlainCNNConfig(num_blocks=1, channels=4, dropout=0.3)
-    return build_plaincnn(config, num_classes=CLASSES, in_channels=1)
+    return build_plaincnn(config, num_classes=CLASSES, in_channels=1, image_size=64)
 
 
 def linear() -> nn.Module:
