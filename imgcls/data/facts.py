@@ -6,6 +6,7 @@ import io
 import os
 import re
 import sqlite3
+import stat
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -164,6 +165,9 @@ def _read(keys: Iterable[bytes]) -> list[Fact]:
     facts = []
     for key in keys:
         try:
+            if not stat.S_ISREG(os.stat(key).st_mode):  # noqa: PTH116  (a pipe would be waited for without end)
+                facts.append(Fact(problem="it is no regular file"))
+                continue
             with open(key, "rb", buffering=0) as file:  # noqa: PTH123  (bytes, which Path does not take)
                 facts.append(fact_of(file.read()))
         except OSError as error:

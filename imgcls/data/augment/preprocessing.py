@@ -21,6 +21,8 @@ from imgcls.tables import Manifest
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 MOST_MEASURED = 2000
 """Training images that the channel statistics are measured on, at most."""
+CACHED_VALUES = 2**17
+"""Values that are normalised in one go on a CPU: half a mebibyte, less than a core's cache."""
 STATISTICS_VERSION = 1
 """Raised when the same images would give other statistics than those in the cache."""
 
@@ -59,12 +61,17 @@ class Preprocessing:
 
     def to_input(self, batch: torch.Tensor) -> torch.Tensor:
         """(B, H, W, C) uint8 as the network's input, (B, C, H, W) float32, on the batch's device."""
-        size, row = batch.shape, batch.shape[2] * batch.shape[3]
-        mean = (torch.tensor(self.mean, device=batch.device) * 255).repeat(size[2])
-        scale = 1 / (torch.tensor(self.std, device=batch.device) * 255).repeat(size[2])
-        # In place, and a row of pixels at a time: over the three channels alone it takes three times as long.
-        scaled = batch.reshape(size[0], size[1], row).float().sub_(mean).mul_(scale)
-        return scaled.view(size).permute(0, 3, 1, 2)
+        count, height, width, channels = batch.shape
+        # A row of pixels at a time: over the three channels alone it takes three times as long.
+        mean = (torch.tensor(self.mean, device=batch.device) * 255).repeat(width)
+        scale = 1 / (torch.tensor(self.std, device=batch.device) * 255).repeat(width)
+        rows = batch.reshape(count, height, width * channels)
+        scaled = torch.empty(rows.shape, dtype=torch.float32, device=batch.device)
+        # Few images at a time, so that a processor's cache holds them from the first step to the last.
+        step = max(1, CACHED_VALUES // rows[0].numel()) if batch.device.type == "cpu" and count else max(1, count)
+        for begin in range(0, count, step):
+            scaled[begin : begin + step].copy_(rows[begin : begin + step]).sub_(mean).mul_(scale)
+        return scaled.view(batch.shape).permute(0, 3, 1, 2)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON; `Preprocessing.from_dict` is the inverse."""

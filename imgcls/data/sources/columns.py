@@ -31,7 +31,7 @@ def choose_column(
     if name not in names and name == "auto" and known:
         fitting: list[str] = []
         for group in known:
-            fitting = fitting or [column for column in names if column.casefold() in group]
+            fitting = fitting or list(dict.fromkeys(column for column in names if column.casefold() in group))
         if not fitting:
             raise UserError(
                 f"{found}; expected {header}{'an' if role[0] in 'aeio' else 'a'} {role} column called one of "

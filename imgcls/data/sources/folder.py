@@ -155,7 +155,8 @@ def _check_root(root: Path) -> None:
             "Give an existing folder, best as an absolute path: a relative one is taken from the current directory, "
             "which under `mlflow run` is the project's."
         )
-    if not os.access(root, os.R_OK | (os.X_OK if root.is_dir() else 0)):
+    wanted = os.R_OK | (os.X_OK if root.is_dir() else 0)
+    if not os.access(root, wanted, effective_ids=os.access in os.supports_effective_ids):
         raise UserError(f"data.root {root} cannot be read: permission denied. Change its permissions.")
     if not root.is_dir():
         _check_archive(root)
