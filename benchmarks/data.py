@@ -207,8 +207,8 @@ def omniglot(pairs: int) -> None:
         seconds.append(float(taken))
     ratio = statistics.median(new / old for old, new in zip(bare, seconds, strict=True))
     print(
-        f"omniglot, manifest and quick checks of {int(count):,} files: {statistics.median(seconds):.2f} s, {ratio:.2f} times reading "
-        "them one by one; under 5 s wanted",
+        f"omniglot, manifest and quick checks of {int(count):,} files: {statistics.median(seconds):.2f} s, {ratio:.2f} "
+        "times reading them one by one; under 5 s wanted",
         flush=True,
     )
 

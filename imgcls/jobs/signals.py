@@ -14,6 +14,8 @@ from typing import Any
 from imgcls.tracking.run import fail_attached_run
 
 HANDLED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+IMPORT_WAIT_SECONDS = 0.05
+"""For so long a signal that comes while a module is imported is put off, again and again."""
 
 
 class Stopped(BaseException):
@@ -34,7 +36,7 @@ class Signals:
     The first signal raises `Stopped`, or inside `deferred()` only sets `requested`, for the loop to notice. The second
     of the same kind raises `Stopped` at once (`mlflow run` passes a Ctrl-C on as SIGTERM, which is no second request).
     From `hold()` to `release()`, while a run is being made, and from `finishing()` on, while it is being closed, only
-    the third ends the process there and then.
+    the third ends the process there and then. While a module is imported, a signal waits for the import's end.
 
     Under `mlflow run`, the job is asked to end when that dies: MLflow leaves its child running when it is killed by
     SIGTERM, with nobody to close the run. When the job was stopped, the run that `mlflow run` made is KILLED, and so
@@ -124,7 +126,12 @@ class Signals:
                 return
             time.sleep(0.5)
 
-    def _handle(self, number: int, _frame: FrameType | None) -> None:
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if _is_importing(frame):
+            again_later = threading.Timer(IMPORT_WAIT_SECONDS, os.kill, (os.getpid(), number))
+            again_later.daemon = True
+            again_later.start()
+            return
         self._counts[number] += 1
         again = self._counts[number]
         if again >= 3:
@@ -144,6 +151,15 @@ class Signals:
             )
             return
         raise Stopped(number)
+
+
+def _is_importing(frame: FrameType | None) -> bool:
+    """Whether a module is being imported: one in C that is interrupted by an exception fails, or aborts the process."""
+    while frame is not None:
+        if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _find_mlflow_run() -> Any:

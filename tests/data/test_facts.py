@@ -204,7 +204,7 @@ def test_a_file_written_just_now_is_not_remembered(tmp_path: Path, reads: list[i
 def test_a_file_that_cannot_be_read_has_the_reason_and_no_content(paths: list[Path], tmp_path: Path) -> None:
     found = facts_of([paths[0], tmp_path / "gone.png", tmp_path])
     assert [fact.content != "" for fact in found] == [True, False, False]
-    assert (found[1].problem, found[2].problem) == ("No such file or directory", "Is a directory")
+    assert (found[1].problem, found[2].problem) == ("No such file or directory", "it is no regular file")
 
 
 def test_without_a_cache_that_can_be_written_files_are_read_all_the_same(

@@ -19,7 +19,7 @@ def test_through_mlflow_run_a_check_is_the_run_that_mlflow_made(
 ) -> None:
     store.client.create_experiment("data check", artifact_location=str(tmp_path / "artifacts"))
     mlflow = str(Path(sys.executable).with_name("mlflow"))
-    root = make_folder(classes=2, images=10)
+    root = make_folder(classes=2, images=16)
     child = spawn(
         mlflow, "run", str(CHECKOUT), "-e", "data_check", "--env-manager", "local", "--experiment-name", "data check",
         "-P", f"data.root={root}", "-P", "data.check=full", "-P", f"train.output_dir={tmp_path / 'outputs'}",
@@ -29,7 +29,7 @@ def test_through_mlflow_run_a_check_is_the_run_that_mlflow_made(
     run = store.only("data check")
     assert run.info.status == "FINISHED"
     assert run.data.tags["imgcls.verb"] == "data_check"
-    assert run.data.metrics["data/images"] == 20
+    assert run.data.metrics["data/images"] == 32
     assert {"report.json", "plots/classes.png", "plots/samples.png", "plots/sizes.png"} <= store.artifacts(run)
     report = json.loads(store.download(run, "report.json", tmp_path / "down").read_text())
     assert (report["depth"], report["findings"]) == ("full", [])

@@ -1,3 +1,4 @@
+import importlib
 import os
 import signal
 import subprocess
@@ -29,6 +30,16 @@ def test_a_signal_raises_stopped_which_names_it(number: signal.Signals) -> None:
     with Signals(), pytest.raises(Stopped, match=f"stopped by {number.name}") as caught:
         signal.raise_signal(number)
     assert caught.value.signum == number
+
+
+def test_a_signal_waits_for_the_end_of_an_import(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = ["import os, signal, time", "os.kill(os.getpid(), signal.SIGTERM)", "time.sleep(0.2)", "whole = True"]
+    (tmp_path / "half_way_stopped.py").write_text("\n".join(lines))
+    monkeypatch.syspath_prepend(tmp_path)
+    with Signals():
+        assert importlib.import_module("half_way_stopped").whole
+        with pytest.raises(Stopped, match="SIGTERM"):
+            time.sleep(2)
 
 
 def test_stopped_is_not_caught_by_a_handler_of_exceptions() -> None:
