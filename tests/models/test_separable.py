@@ -82,6 +82,20 @@ def test_two_blocks_halve_the_sides_and_nothing_pools() -> None:
     assert not [layer for layer in model.stages.modules() if "Pool" in type(layer).__name__]
 
 
+def test_a_unit_that_keeps_the_shape_adds_its_input() -> None:
+    model = made(width=4).eval()
+    shortcuts = {}
+    for name in model.stage_names[1:-1]:
+        for number, unit in enumerate(model.stage(name).children()):
+            if number < 2:  # the third is the dropout
+                layers = unit.get_submodule("layers")
+                features = torch.randn(1, layers.get_parameter("0.weight").shape[0], 8, 8)
+                plain, given = layers(features), unit(features)
+                shortcuts[f"{name}.{number}"] = not torch.equal(given, plain)
+                assert torch.equal(given, features + plain if shortcuts[f"{name}.{number}"] else plain)
+    assert [name for name, there in shortcuts.items() if not there] == ["block2.0", "block3.0"]
+
+
 @pytest.mark.parametrize("size", [4, 5, 31, 64])
 def test_it_takes_any_size_from_4_on(size: int) -> None:
     model = build(SeparableConfig(width=4), num_classes=10, in_channels=3, image_size=size)
