@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from imgcls import recipe as recipes
 from imgcls.data.source import SOURCES
 from imgcls.errors import UserError
+from imgcls.models.family import FAMILIES
 from imgcls.recipe import Recipe, built_in, diff, json_schema, parse_value, resolve
 
 
@@ -245,7 +246,7 @@ def test_a_field_below_a_value_is_refused() -> None:
             "adam",
             "optim.optimizer: found 'adam', unknown optimizer 'adam'; known: adamw, sgd. Did you mean 'adamw'?",
         ),
-        ("model.kernel_size", "4", "model.kernel_size: found 4, expected 1, 3, 5 or 7."),
+        ("model.kernel_size", "4", "model.kernel_size: found 4, expected 1, 3, 5, 7, 9 or 11."),
     ],
 )
 def test_a_value_that_does_not_fit_names_field_value_and_what_is_allowed(name: str, text: str, expected: str) -> None:
@@ -281,7 +282,7 @@ def test_all_problems_are_told_at_once() -> None:
 
 def test_an_unknown_family_or_source_lists_the_known_ones() -> None:
     assert error_of(model__family="resnet") == (
-        "model.family: unknown model family 'resnet'; known: plaincnn, resnet18. Did you mean 'resnet18'?"
+        f"model.family: unknown model family 'resnet'; known: {', '.join(FAMILIES.names())}. Did you mean 'resnet18'?"
     )
     known = ", ".join(SOURCES.names())
     assert f"data.source: unknown data source 'foldr'; known: {known}." in error_of(data__source="foldr")
@@ -409,9 +410,16 @@ def test_diff_lists_the_fields_that_differ_and_those_that_one_lacks() -> None:
     right = resolve({"model": {"family": "resnet18"}, "train": {"patience": 3}}).recipe
     assert diff(left, right) == [
         ("model.family", "plaincnn", "resnet18"),
+        ("model.activation", "relu", None),
+        ("model.norm", "batch", None),
+        ("model.attention", "none", None),
+        ("model.init", "default", None),
         ("model.num_blocks", 3, None),
+        ("model.convs_per_block", 2, None),
         ("model.channels", 32, None),
+        ("model.growth", "double", None),
         ("model.kernel_size", 3, None),
+        ("model.dense_width", 0, None),
         ("train.patience", None, 3),
     ]
     assert diff(left, left) == []
@@ -514,7 +522,7 @@ def test_the_schema_has_a_class_for_every_source_and_family() -> None:
     properties = json_schema()["properties"]
     sources = {cls["properties"]["source"]["const"] for cls in classes_of(properties["data"])}
     families = {cls["properties"]["family"]["const"] for cls in classes_of(properties["model"])}
-    assert (sources, families) == (set(SOURCES.names()), {"plaincnn", "resnet18"})
+    assert (sources, families) == (set(SOURCES.names()), set(FAMILIES.names()))
 
 
 def test_the_schema_says_what_values_are_allowed() -> None:

@@ -1,6 +1,9 @@
 """Model families by name, each an ordered list of stages and a head."""
 
 from imgcls.models import plaincnn as _plaincnn
+from imgcls.models import quizdnn as _quizdnn
 from imgcls.models import resnet as _resnet
+from imgcls.models import separable as _separable
+from imgcls.models import widecnn as _widecnn
 
-__all__ = ["_plaincnn", "_resnet"]
+__all__ = ["_plaincnn", "_quizdnn", "_resnet", "_separable", "_widecnn"]

@@ -7,11 +7,17 @@ import imgcls.models  # noqa: F401  (registers the families)
 from imgcls.errors import UserError
 from imgcls.models.family import FAMILIES, ModelConfig, StagedModel, build, num_parameters
 from imgcls.models.plaincnn import PlainCNNConfig
+from imgcls.models.quizdnn import QuizDNNConfig
 from imgcls.models.resnet import ResNetConfig
+from imgcls.models.separable import SeparableConfig
+from imgcls.models.widecnn import WideCNNConfig
 
 CONFIGS: dict[str, ModelConfig] = {
     "plaincnn": PlainCNNConfig(num_blocks=3, channels=4),
+    "quizdnn": QuizDNNConfig(channels=8),
     "resnet18": ResNetConfig(dropout=0.1),
+    "separable": SeparableConfig(width=8, depth=1),
+    "widecnn": WideCNNConfig(width=8, depth=1),
 }
 
 
@@ -123,5 +129,5 @@ def test_all_parameters_are_trained_at_first(config: ModelConfig) -> None:
 
 
 def test_an_unknown_family_lists_the_known_ones() -> None:
-    with pytest.raises(UserError, match="unknown model family 'resnet'; known: plaincnn, resnet18"):
+    with pytest.raises(UserError, match=f"unknown model family 'resnet'; known: {', '.join(FAMILIES.names())}"):
         build(ModelConfig(family="resnet"), num_classes=2, in_channels=1, image_size=32)

@@ -2,8 +2,11 @@
 
 import pytest
 import torch
+from pydantic import ValidationError
+from torch import nn
 
-from imgcls.models.family import num_parameters
+from imgcls.errors import UserError
+from imgcls.models.family import build, num_parameters
 from imgcls.models.plaincnn import PlainCNNConfig, build_plaincnn
 
 
@@ -58,3 +61,81 @@ def test_dropout_acts_in_training_only() -> None:
     features = model.features(images)
     model.head.train()
     assert not torch.equal(model.head(features), model.head(features))
+
+
+def test_the_default_fields_draw_the_weights_that_they_always_drew() -> None:
+    torch.manual_seed(7)
+    model = build_plaincnn(PlainCNNConfig(num_blocks=2, channels=4), num_classes=5, in_channels=1, image_size=16)
+    torch.manual_seed(7)
+    drawn = [nn.Conv2d(i, o, 3, bias=False).weight for i, o in [(1, 4), (4, 4), (4, 8), (8, 8)]]
+    head = nn.Linear(8, 5)
+    names = ["block1.0.weight", "block1.3.weight", "block2.0.weight", "block2.3.weight"]
+    for name, weight in zip(names, drawn, strict=True):
+        assert torch.equal(model.stages.get_parameter(name), weight)
+    assert torch.equal(model.head.get_parameter("1.weight"), head.weight)
+    assert torch.equal(model.head.get_parameter("1.bias"), head.bias)
+
+
+@pytest.mark.parametrize("convs_per_block", [1, 2, 4])
+@pytest.mark.parametrize("num_blocks", [1, 5])
+def test_there_are_as_many_convolutions_as_asked(num_blocks: int, convs_per_block: int) -> None:
+    config = PlainCNNConfig(num_blocks=num_blocks, convs_per_block=convs_per_block, channels=4)
+    model = build_plaincnn(config, num_classes=2, in_channels=3, image_size=64)
+    convolutions = [layer for layer in model.modules() if isinstance(layer, nn.Conv2d)]
+    assert len(convolutions) == num_blocks * convs_per_block
+
+
+@pytest.mark.parametrize(
+    ("growth", "widths"),
+    [("same", [20, 20, 20, 20]), ("double", [20, 40, 80, 160]), ("halve", [20, 10, 5, 2])],
+)
+def test_channels_grow_as_asked(growth: str, widths: list[int]) -> None:
+    config = PlainCNNConfig.model_validate({"num_blocks": 4, "channels": 20, "growth": growth})
+    model = build_plaincnn(config, num_classes=2, in_channels=3, image_size=64)
+    assert [model.stage(f"block{k}").get_parameter("3.weight").shape[0] for k in range(1, 5)] == widths
+    assert model.num_features == widths[-1]
+
+
+def test_halving_stops_at_one_channel() -> None:
+    config = PlainCNNConfig(num_blocks=4, channels=4, growth="halve")
+    assert build_plaincnn(config, num_classes=2, in_channels=3, image_size=64).num_features == 1
+
+
+def test_a_hidden_layer_stands_between_the_features_and_the_classes() -> None:
+    torch.manual_seed(0)
+    config = PlainCNNConfig(num_blocks=1, channels=4, dense_width=6, dropout=0.5)
+    model = build_plaincnn(config, num_classes=3, in_channels=1, image_size=8).eval()
+    assert num_parameters(model.head)[0] == 4 * 6 + 6 + 6 * 3 + 3
+    features = torch.randn(5, 4)
+    first, last = model.head.get_submodule("0"), model.head.get_submodule("3")
+    assert torch.equal(model.head(features), last(torch.relu(first(features))))
+
+
+def test_batch_norm_can_be_left_out() -> None:
+    config = PlainCNNConfig(num_blocks=2, channels=4, norm="none")
+    model = build_plaincnn(config, num_classes=5, in_channels=3, image_size=8)
+    assert list(model.buffers()) == []
+    assert num_parameters(model)[0] == (27 * 4 + 4) + (36 * 4 + 4) + (36 * 8 + 8) + (72 * 8 + 8) + (8 * 5 + 5)
+
+
+@pytest.mark.parametrize("num_blocks", [1, 3, 5])
+def test_the_smallest_image_leaves_one_pixel_and_a_smaller_one_none(num_blocks: int) -> None:
+    config = PlainCNNConfig(num_blocks=num_blocks, channels=2)
+    smallest = 2 ** (num_blocks - 1)
+    model = build(config, num_classes=2, in_channels=1, image_size=smallest)
+    assert model(torch.randn(2, 1, smallest, smallest)).shape == (2, 2)
+    with pytest.raises(UserError, match=f"at least {smallest} pixels"):
+        build(config, num_classes=2, in_channels=1, image_size=smallest - 1)
+    if num_blocks > 1:
+        with pytest.raises(RuntimeError):
+            model(torch.randn(2, 1, smallest - 1, smallest - 1))
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"num_blocks": 9}, {"convs_per_block": 0}, {"convs_per_block": 5}, {"growth": "triple"}, {"kernel_size": 4},
+     {"dense_width": -1}, {"channels": 0}, {"dropout": 1.0}],
+)  # fmt: skip
+def test_a_field_out_of_range_is_refused(fields: dict[str, object]) -> None:
+    with pytest.raises(ValidationError, match=next(iter(fields))):
+        PlainCNNConfig.model_validate(fields)
