@@ -42,6 +42,7 @@ augment:
   normalize: dataset
 model:
   family: plaincnn
+  weights: none
   num_blocks: 3
   channels: 24
   kernel_size: 3
@@ -136,7 +137,8 @@ def test_recipe_show_takes_overrides_and_tells_what_they_left_out() -> None:
     result = run("recipe", "show", "--model.family", "resnet18", "--optim.lr=1e-2", "--train.patience", "4")
     note = "# note: model.family is now resnet18, which has no model.num_blocks, model.channels: left out\n"
     expected = DIGITS.replace(
-        "  family: plaincnn\n  num_blocks: 3\n  channels: 24\n  kernel_size: 3\n", "  family: resnet18\n"
+        "  family: plaincnn\n  weights: none\n  num_blocks: 3\n  channels: 24\n  kernel_size: 3\n",
+        "  family: resnet18\n  weights: none\n",
     )
     expected = expected.replace("lr: 0.003", "lr: 0.01").replace("patience: null", "patience: 4")
     assert (result.output, result.exit_code) == (note + expected, 0)
