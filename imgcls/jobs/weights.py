@@ -105,13 +105,21 @@ def with_defaults(recipe: Recipe, weights: Pretrained | None, console: Console) 
     """The recipe with what the weights decide: `auto` values, channels that nobody gave, and the weights' lasting name.
 
     What a user wrote stays. What the weights replace is said.
+
+    Raises:
+        UserError: the weights' normalisation is asked for, but is not known.
     """
+    normalization = normalization_of(weights)
+    if recipe.augment.normalize == "weights" and normalization is None:
+        raise UserError(
+            f"augment.normalize is weights, but those of model.weights ({recipe.model.weights}) are not known. "
+            "Expected torchvision's weights or an earlier model there, or auto, imagenet, dataset or none as augment.normalize."
+        )
     if weights is None:
         return recipe.replace({"augment.normalize": "imagenet"}) if recipe.augment.normalize == "auto" else recipe
     values: dict[str, object] = {}
     if recipe.augment.image_size == "auto" and weights.image_size is not None:
         values["augment.image_size"] = weights.image_size
-    normalization = normalization_of(weights)
     if recipe.augment.normalize == "auto":
         is_imagenet = normalization in (None, (IMAGENET_MEAN, IMAGENET_STD))
         values["augment.normalize"] = "imagenet" if is_imagenet else "weights"

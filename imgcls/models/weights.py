@@ -1,7 +1,5 @@
 """Pretrained weights into a network: matched by name, strictly but for the head, adapted where that is well known."""
 
-import math
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -9,14 +7,13 @@ from typing import Any, Literal
 import torch
 
 from imgcls.errors import UserError
-from imgcls.models.family import ModelConfig, StagedModel
+from imgcls.models.family import FAMILIES, ModelConfig, StagedModel
+from imgcls.models.weights_adapt import adapt
 from imgcls.models.weights_torchvision import likely_family
 
 Outcome = Literal["loaded", "adapted", "fresh", "ignored"]
 AUXILIARY = ("AuxLogits.", "aux1.", "aux2.")
 """What GoogLeNet's and Inception's second heads are called, which serve their training from scratch only."""
-POSITIONS = "encoder.pos_embedding"
-"""torchvision's name of a vision transformer's position embeddings, (1, 1 + grid², width)."""
 MOST_NAMED = 3
 
 
@@ -98,9 +95,9 @@ def load_weights(
     """Put the weights into the network, all or none.
 
     Every tensor but the head's must be there in its shape, with these exceptions: counters of batch norm may be
-    missing; a first convolution for another number of channels is summed or spread over them; position embeddings of
-    another grid are interpolated (bicubic; Dosovitskiy et al. 2021, arXiv:2010.11929). The output layer is taken only
-    where the weights are known to tell the very same classes apart, each class's row by its name; else it stays fresh.
+    missing, and what depends on the number of channels or the image size is adapted (see `adapt`). The output layer is
+    taken only where the weights are known to tell the very same classes apart, each class's row by its name; else it
+    stays fresh. Of other layers in the head, those of another shape stay fresh.
 
     Args:
         model: fresh, on the CPU.
@@ -168,31 +165,14 @@ class _Match:
             if given.shape == own.shape and not (in_head and not _is_finite(given)):
                 self.state[name] = given
                 return WeightsRow(name, source, shape, "loaded")
-            if (adapted := self._adapted(name, own, given)) is not None:
+            adapted = adapt(self._origin.get(name, name), given, own, first=name == self._first)
+            if adapted is not None:
                 self.state[name], how = adapted
                 return WeightsRow(name, source, shape, "adapted", how)
         if in_head:
             return WeightsRow(name, source, shape, "fresh", f"{_form(given)} among the weights")
         self.unlike.append(f"{source} is {_form(given)}, here {_form(own)}")
         return WeightsRow(name, source, shape, "fresh")
-
-    def _adapted(self, name: str, own: torch.Tensor, given: torch.Tensor) -> tuple[torch.Tensor, str] | None:
-        channels = (own.shape[1:2], given.shape[1:2])
-        if (
-            name == self._first
-            and given.ndim == 4
-            and own.shape[2:] == given.shape[2:]
-            and own.shape[0] == given.shape[0]
-        ):
-            if channels == ((1,), (3,)):
-                return given.float().sum(1, keepdim=True), "3 input channels summed into 1"
-            if channels == ((3,), (1,)):
-                return given.float().repeat(1, 3, 1, 1) / 3, "1 input channel spread over 3"
-        if self._origin.get(name) == POSITIONS and own.ndim == given.ndim == 3 and own.shape[2] == given.shape[2]:
-            grids = [math.isqrt(tensor.shape[1] - 1) for tensor in (given, own)]
-            if given.shape[0] == 1 and all(g**2 == t.shape[1] - 1 for g, t in zip(grids, (given, own), strict=True)):
-                return _interpolated(given, grids[1]), f"positions of a {grids[0]}x{grids[0]} grid interpolated"
-        return None
 
     def _output_row(self, name: str, own: torch.Tensor, given: torch.Tensor | None) -> WeightsRow:
         """The output layer: each class's row by its name, or fresh."""
@@ -238,14 +218,6 @@ def _class_rows(old: Sequence[str] | None, new: Sequence[str]) -> tuple[list[int
     return [places[name] for name in new], ""
 
 
-def _interpolated(given: torch.Tensor, grid: int) -> torch.Tensor:
-    from torchvision.models.vision_transformer import interpolate_embeddings
-
-    state = interpolate_embeddings(grid, 1, OrderedDict({POSITIONS: given.float()}), interpolation_mode="bicubic")
-    resized: torch.Tensor = state[POSITIONS]
-    return resized
-
-
 def _is_finite(tensor: torch.Tensor) -> bool:
     return not tensor.is_floating_point() or bool(torch.isfinite(tensor.float()).all())
 
@@ -278,7 +250,8 @@ def _misfit(match: _Match, weights: Pretrained, config: ModelConfig) -> str:
     if others:
         todo = f"They were trained with {', '.join(others)}: set that, or give other weights."
     elif likely is not None and likely != family:
-        todo = f"These look like weights of {likely}: set model.family to {likely}, or give weights of a {family}."
+        change = f"set model.family to {likely}, or " if likely in FAMILIES.names() else ""
+        todo = f"These look like weights of {likely}: {change}give weights of a {family}."
     else:
         todo = f"Give weights of this {family}, or set the fields of model to those that they were trained with."
     return (

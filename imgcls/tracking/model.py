@@ -15,7 +15,8 @@ from imgcls.tracking.store import Store, connect, first_line
 
 MODEL_NAME = "model"
 CLASSIFIER = "classifier"
-"""The folder below a logged model's `artifacts` that the saved classifier lies in."""
+"""The folder below a logged model's `artifacts` that the saved classifier lies in: MLflow keeps the name of the folder
+that was logged."""
 PACKAGE = Path(__file__).resolve().parents[1]
 # What the model's code imports. The package itself travels with the model, so it is not among them.
 REQUIREMENTS = (

@@ -163,7 +163,7 @@ def test_a_damaged_file_in_the_folder_is_an_error_that_says_to_delete_it(
 
 def test_a_folder_that_cannot_be_made_is_an_error(remote: TorchvisionWeights, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot be downloaded: .*Not a directory"):
+    with pytest.raises(UserError, match=r"cannot be downloaded: .*Not a directory"):
         get(remote, tmp_path / "file" / "weights")
 
 
@@ -177,6 +177,6 @@ def test_a_server_that_says_nothing_is_not_waited_for_for_long(
         silent.listen()
         port = silent.getsockname()[1]
         silent_weights = replace(remote, url=f"http://127.0.0.1:{port}/{remote.file_name}")
-        with pytest.raises(UserError, match="cannot be downloaded: .*timed out"):
+        with pytest.raises(UserError, match=r"cannot be downloaded: .*timed out"):
             get(silent_weights, tmp_path)
     assert socket.getdefaulttimeout() is None

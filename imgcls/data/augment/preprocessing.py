@@ -16,7 +16,6 @@ from imgcls.data.augment.config import AugmentConfig
 from imgcls.data.augment.pipeline import evaluation_pipeline, store_size
 from imgcls.data.decode import Pixels, decode, shrink, to_channels
 from imgcls.data.images import Images
-from imgcls.errors import UserError
 from imgcls.tables import Manifest
 
 Normalization = tuple[tuple[float, ...], tuple[float, ...]]
@@ -97,11 +96,9 @@ def preprocessing(
         train_images: the training images.
         train: their manifest, by whose contents the statistics are kept in the cache; None measures anew.
         weights: mean and deviation that the pretrained weights were trained with, where there are such.
-
-    Raises:
-        UserError: the weights' are asked for, but are not known.
     """
     if config.normalize == "weights" or (config.normalize == "auto" and weights is not None):
+        assert weights is not None, "whoever reads the weights says so before"
         return Preprocessing(channels, size, *_for_channels(weights, channels))
     if config.normalize == "none":
         return Preprocessing(channels, size, (0.0,) * channels, (1.0,) * channels)
@@ -113,13 +110,8 @@ def preprocessing(
     return Preprocessing(channels, size, tuple(statistics["mean"]), tuple(statistics["std"]))
 
 
-def _for_channels(weights: Normalization | None, channels: int) -> Normalization:
+def _for_channels(weights: Normalization, channels: int) -> Normalization:
     """The weights' mean and deviation; grey has the mean of three channels', and three channels each have grey's."""
-    if weights is None:
-        raise UserError(
-            "augment.normalize is weights, but model.weights names none whose means and deviations are known. Expected "
-            "torchvision's weights or an earlier model there, or imagenet, dataset or none as augment.normalize."
-        )
     if len(weights[0]) == channels:
         return weights
     if channels == 3:
