@@ -113,7 +113,8 @@ def with_defaults(recipe: Recipe, weights: Pretrained | None, console: Console) 
     if recipe.augment.normalize == "weights" and normalization is None:
         raise UserError(
             f"augment.normalize is weights, but those of model.weights ({recipe.model.weights}) are not known. "
-            "Expected torchvision's weights or an earlier model there, or auto, imagenet, dataset or none as augment.normalize."
+            "Expected torchvision's weights or an earlier model there, or auto, imagenet, dataset or none as "
+            "augment.normalize."
         )
     if weights is None:
         return recipe.replace({"augment.normalize": "imagenet"}) if recipe.augment.normalize == "auto" else recipe

@@ -112,9 +112,7 @@ def test_without_weights_normalize_is_that_of_imagenet_and_the_size_that_of_the_
 def test_normalisation_of_weights_that_say_none_is_an_error(weights: str) -> None:
     state = build(CONFIG, num_classes=3, in_channels=3, image_size=16).state_dict()
     torch.save(state, "own.pth")
-    with pytest.raises(
-        UserError, match=rf"normalize is weights, but those of model\.weights .*{weights}\) are not known"
-    ):
+    with pytest.raises(UserError, match=rf"is weights, but those of model\.weights .*{weights}\) are not known"):
         prepared("/no/images", weights, {"augment.normalize": "weights"})
 
 
