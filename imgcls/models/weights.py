@@ -140,10 +140,10 @@ class _Match:
         self.unexpected: list[str] = []
 
     def _sources(self, origin: Mapping[str, str]) -> dict[str, str]:
-        """The network's name -> the weights' name: its own names, or the library's where more of those are there."""
+        """The network's name -> the weights' name: its own names, or the library's where as many of those are there."""
         named = {name: origin.get(name, name) for name in self.own}
         hits = [sum(name in self._given for name in names) for names in (self.own, named.values())]
-        return named if hits[1] > hits[0] else {name: name for name in self.own}
+        return named if hits[1] >= hits[0] else {name: name for name in self.own}
 
     def problems(self) -> bool:
         return bool(self.missing or self.unlike or self.unexpected)
