@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 import pytest
+import yaml
 from click.testing import CliRunner, Result
 
 import imgcls
@@ -42,6 +43,7 @@ augment:
   normalize: dataset
 model:
   family: plaincnn
+  weights: none
   activation: relu
   norm: batch
   attention: none
@@ -142,10 +144,12 @@ def test_recipe_show_prints_every_field() -> None:
 def test_recipe_show_takes_overrides_and_tells_what_they_left_out() -> None:
     result = run("recipe", "show", "--model.family", "resnet18", "--optim.lr=1e-2", "--train.patience", "4")
     note = "# note: model.family is now resnet18, which has no model.num_blocks, model.channels: left out\n"
-    start, end = DIGITS.index("  family: plaincnn\n"), DIGITS.index("  dropout: 0.2\n")
-    expected = DIGITS[:start] + "  family: resnet18\n" + DIGITS[end:]
-    expected = expected.replace("lr: 0.003", "lr: 0.01").replace("patience: null", "patience: 4")
-    assert (result.output, result.exit_code) == (note + expected, 0)
+    assert result.exit_code == 0
+    assert result.output.startswith(note)
+    shown = yaml.safe_load(result.output)
+    assert shown["model"]["family"] == "resnet18"
+    assert not {"num_blocks", "channels"} & set(shown["model"])
+    assert (shown["optim"]["lr"], shown["train"]["patience"]) == (0.01, 4)
 
 
 def test_what_recipe_show_prints_is_a_recipe() -> None:

@@ -303,7 +303,7 @@ def test_another_family_drops_the_fields_it_lacks_and_says_so() -> None:
     assert resolved.notices == (
         "model.family is now resnet18, which has no model.num_blocks, model.channels: left out",
     )
-    assert resolved.recipe.as_dict()["model"] == {"family": "resnet18", "dropout": 0.2}
+    assert resolved.recipe.as_dict()["model"] == {"family": "resnet18", "weights": "none", "dropout": 0.2}
 
 
 def test_the_family_that_is_there_already_drops_nothing() -> None:
@@ -313,7 +313,7 @@ def test_the_family_that_is_there_already_drops_nothing() -> None:
 
 def test_a_field_given_for_a_family_that_lacks_it_is_an_error() -> None:
     message = error_of(model__family="resnet18", model__num_blocks="3")
-    assert "unknown field 'model.num_blocks'; fields of model (ResNetConfig): family, dropout." in message
+    assert "unknown field 'model.num_blocks'; fields of model (ResNetConfig): family, weights, dropout." in message
 
 
 def test_a_root_alone_makes_the_source_a_folder_and_keeps_the_rest() -> None:

@@ -25,6 +25,11 @@ class Console:
         self._bar: Any = None  # a tqdm, whose type parameter says nothing here
         self._begin = time.monotonic()
 
+    @property
+    def shows_bars(self) -> bool:
+        """Whether there is a terminal to draw progress on."""
+        return self._terminal
+
     def say(self, text: str) -> None:
         """A line of text; a bar stays below it."""
         if self._quiet:

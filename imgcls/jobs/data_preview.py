@@ -16,6 +16,7 @@ from imgcls.errors import UserError
 from imgcls.evaluation import plots
 from imgcls.jobs.console import Console
 from imgcls.jobs.prepare import split_data
+from imgcls.jobs.weights import open_weights, with_defaults
 from imgcls.recipe import Recipe, Resolved
 from imgcls.tables import Manifest
 
@@ -31,7 +32,8 @@ def run(resolved: Resolved, out: Path, console: Console) -> None:
     _check_writable(out)
     for notice in resolved.notices:
         console.say(f"note: {notice}")
-    recipe = resolved.recipe
+    weights = open_weights(resolved.recipe.model, console, tensors=False)
+    recipe = with_defaults(resolved.recipe, weights, console)
     manifest = scan(recipe.data, progress=console.count)
     try:
         _draw_unsized(recipe, split_data(manifest, recipe.data), out)

@@ -25,7 +25,9 @@ from imgcls.data.source import DataConfig, scan
 from imgcls.data.split import split
 from imgcls.errors import UserError
 from imgcls.jobs.console import Console
+from imgcls.jobs.weights import normalization_of, open_weights, with_defaults
 from imgcls.models.family import StagedModel, build, num_parameters
+from imgcls.models.weights import Pretrained, WeightsReport, load_weights
 from imgcls.recipe import Recipe, Resolved
 from imgcls.tables import SPLITS, Manifest, Split
 from imgcls.tracking.store import artifact
@@ -48,6 +50,7 @@ class Prepared:
         model: the network, on the CPU.
         class_weights: (C,) weight of each class.
         report: what the check of the data found; None where there was none.
+        weights: what became of each tensor of the pretrained weights; None without such.
     """
 
     resolved: Resolved
@@ -60,6 +63,7 @@ class Prepared:
     model: StagedModel
     class_weights: npt.NDArray[np.float64]
     report: Report | None
+    weights: WeightsReport | None
 
 
 def prepare(resolved: Resolved, console: Console) -> Prepared:
@@ -72,6 +76,7 @@ def prepare(resolved: Resolved, console: Console) -> Prepared:
     for notice in resolved.notices:
         console.say(f"note: {notice}")
     plan = resolve_plan(recipe.train.device, recipe.train.precision)
+    recipe, pretrained = _with_weights(recipe, console)
     manifest = scan(recipe.data, progress=console.count)
     if recipe.data.on_bad_image == "skip":
         manifest = drop_unreadable(manifest, progress=console.counter("checking images"))
@@ -82,11 +87,16 @@ def prepare(resolved: Resolved, console: Console) -> Prepared:
     size = resolve_image_size(recipe.augment, manifest.part("train"))
     recipe = recipe.replace({"augment.image_size": size})
     seed_all(recipe.train.seed)
-    model = build(recipe.model, num_classes=len(manifest.classes), in_channels=recipe.data.channels, image_size=size)
+    model, loaded = _build(recipe, manifest.classes, pretrained)
     channels = recipe.data.channels
     images = _open(manifest, recipe, console)
     steps = preprocessing(
-        recipe.augment, size=size, channels=channels, train_images=images["train"], train=manifest.part("train")
+        recipe.augment,
+        size=size,
+        channels=channels,
+        train_images=images["train"],
+        train=manifest.part("train"),
+        weights=normalization_of(pretrained),
     )
     random_steps = training_pipeline(recipe.augment, size=size, channels=channels, mean=steps.mean)
     weights = _class_weights(manifest, recipe)
@@ -104,7 +114,29 @@ def prepare(resolved: Resolved, console: Console) -> Prepared:
         first = ", ".join(f"{item.path} ({item.reason})" for item in files[:3])
         count = sum(item.num_files for item in files)
         console.say(f"skipped {count:,} file{'s' * (count != 1)}: {first}{', …' * (len(files) > 3)}")
-    return Prepared(resolved, recipe, plan, manifest, steps, train_loader, val_loader, model, weights, report)
+    if loaded is not None:
+        console.say(loaded.summary)
+    return Prepared(resolved, recipe, plan, manifest, steps, train_loader, val_loader, model, weights, report, loaded)
+
+
+def _with_weights(recipe: Recipe, console: Console) -> tuple[Recipe, Pretrained | None]:
+    """The pretrained weights, and the recipe with what they decide."""
+    weights = open_weights(recipe.model, console)
+    for notice in weights.notices if weights is not None else ():
+        console.say(f"note: {notice}")
+    return with_defaults(recipe, weights, console), weights
+
+
+def _build(
+    recipe: Recipe, classes: tuple[str, ...], pretrained: Pretrained | None
+) -> tuple[StagedModel, WeightsReport | None]:
+    """The network on the CPU, with the pretrained weights in it where there are such."""
+    size, channels = recipe.augment.image_size, recipe.data.channels
+    assert size != "auto"
+    model = build(recipe.model, num_classes=len(classes), in_channels=channels, image_size=size)
+    if pretrained is None:
+        return model, None
+    return model, load_weights(model, pretrained, config=recipe.model, classes=classes)
 
 
 def _check(manifest: Manifest, recipe: Recipe, console: Console) -> Report | None:

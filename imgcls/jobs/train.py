@@ -3,7 +3,7 @@
 import json
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -165,6 +165,10 @@ def _describe(run: TrackedRun, prepared: Prepared) -> None:
     run.log_file("plots/augmentation.png")
     if manifest.notices:
         run.log_text("\n".join(manifest.notices) + "\n", "tables/notices.txt")
+    if prepared.weights is not None:
+        table = pd.DataFrame([asdict(row) for row in prepared.weights.rows])
+        table["shape"] = ["x".join(str(side) for side in row.shape) for row in prepared.weights.rows]
+        run.log_text(table.to_csv(index=False), "tables/weights.csv")
     if prepared.report is not None:
         run.log_text(json.dumps(prepared.report.to_dict(), ensure_ascii=False), "tables/data_check.json")
     total, trained = num_parameters(prepared.model)
@@ -268,4 +272,6 @@ def _run_name(prepared: Prepared) -> str:
 
 def _tags(prepared: Prepared) -> dict[str, str]:
     about = {"imgcls.family": prepared.recipe.model.family, "imgcls.plan": str(prepared.plan)}
+    if prepared.weights is not None:
+        about["imgcls.weights"] = prepared.weights.name
     return {**about, **common_tags("train", prepared.resolved, prepared.manifest)}

@@ -2,14 +2,18 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import Field, field_validator
 from torch import nn
 
 from imgcls.errors import UserError
 from imgcls.plugins import Registry
 from imgcls.sections import Section
+
+WEIGHTS_ENDINGS = (".pth", ".pt", ".safetensors")
 
 
 class ModelConfig(Section):
@@ -17,6 +21,28 @@ class ModelConfig(Section):
 
     family: str = "plaincnn"
     """The name of a model family."""
+    weights: str = Field("none", min_length=1)
+    """What the training starts from. none: fresh weights. default, or a name such as IMAGENET1K_V2: torchvision's for
+    the family. A .pth, .pt or .safetensors file, or a folder with a saved classifier (written with a slash). One's own
+    earlier model: a run id, runs:/<run id>, models:/<name>/<version>, models:/<name>@<alias>. The image size and the
+    normalisation that they were trained with replace `auto` in augment.image_size and augment.normalize."""
+
+    @field_validator("weights")
+    @classmethod
+    def _paths_are_absolute(cls, weights: str) -> str:
+        if not is_path(weights):
+            return weights
+        try:
+            return str(Path(weights).expanduser().absolute())
+        except RuntimeError as error:
+            raise ValueError(f"{error} Expected a path; write it out") from error
+
+
+def is_path(weights: str) -> bool:
+    """Whether `model.weights` names a file or a folder, by how it is written: its ending, a slash, `~` or `.` first."""
+    if weights.startswith(("runs:", "models:")):
+        return False
+    return "/" in weights or weights.startswith(("~", ".")) or weights.casefold().endswith(WEIGHTS_ENDINGS)
 
 
 class StagedModel(nn.Module):

@@ -26,6 +26,9 @@ def build_resnet(config: ResNetConfig, *, num_classes: int, in_channels: int, im
         old = net.conv1
         net.conv1 = nn.Conv2d(in_channels, old.out_channels, 7, stride=2, padding=3, bias=False)
         nn.init.kaiming_normal_(net.conv1.weight, mode="fan_out", nonlinearity="relu")
+    num_features = net.fc.in_features
+    net.fc = nn.Linear(num_features, num_classes)
+    origin = {id(tensor): name for name, tensor in net.state_dict(keep_vars=True).items()}
     stages = {
         "stem": nn.Sequential(net.conv1, net.bn1, net.relu, net.maxpool),
         "layer1": net.layer1,
@@ -33,15 +36,16 @@ def build_resnet(config: ResNetConfig, *, num_classes: int, in_channels: int, im
         "layer3": net.layer3,
         "layer4": net.layer4,
     }
-    num_features = net.fc.in_features
-    return StagedModel(
+    model = StagedModel(
         stages,
         pool=nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()),
-        head=nn.Sequential(nn.Dropout(config.dropout), nn.Linear(num_features, num_classes)),
+        head=nn.Sequential(nn.Dropout(config.dropout), net.fc),
         num_features=num_features,
         cam_stage="layer4",
         min_image_size=32,
     )
+    model.origin_names = {name: origin[id(tensor)] for name, tensor in model.state_dict(keep_vars=True).items()}
+    return model
 
 
 FAMILIES.register("resnet18")(Family(ResNetConfig, build_resnet))

@@ -1,12 +1,22 @@
 """Logging a saved classifier as MLflow's model of a run: code-based pyfunc, weights without pickle."""
 
+import re
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from imgcls.errors import UserError
+from imgcls.tracking.store import Store, connect, first_line
+
 MODEL_NAME = "model"
+CLASSIFIER = "classifier"
+"""The folder below a logged model's `artifacts` that the saved classifier lies in: MLflow keeps the name of the folder
+that was logged."""
 PACKAGE = Path(__file__).resolve().parents[1]
 # What the model's code imports. The package itself travels with the model, so it is not among them.
 REQUIREMENTS = (
@@ -87,7 +97,7 @@ def _save(model: Any, run_id: str, folder: Path, local: Path, *, top_k: int) -> 
                 metadata={"top_k": top_k},
             ),
             python_model=str(PACKAGE / "tracking" / "pyfunc.py"),
-            artifacts={"classifier": str(folder)},
+            artifacts={CLASSIFIER: str(folder)},
             code_paths=[str(PACKAGE)],
             signature=signature,
             pip_requirements=requirements(),
@@ -101,3 +111,98 @@ def _best_metrics(client: Any, run: Any, model_id: str) -> list[Any]:
     names = [name for name in run.data.metrics if name.startswith("best/")]
     found = [metric for name in names for metric in client.get_metric_history(run.info.run_id, name)]
     return [Metric(m.key, m.value, m.timestamp, m.step, model_id=model_id, run_id=run.info.run_id) for m in found]
+
+
+@dataclass(frozen=True)
+class Downloaded:
+    """A logged model's classifier as a local folder.
+
+    Attributes:
+        folder: with what `Classifier.save` wrote.
+        model_id: the LoggedModel.
+        pinned: an address that will always mean this very model.
+    """
+
+    folder: Path
+    model_id: str
+    pinned: str
+
+
+@contextmanager
+def download_classifier(source: str) -> Iterator[Downloaded]:
+    """A local copy of the classifier in one's own earlier model; none of the model's code is read.
+
+    Args:
+        source: a run id, runs:/<run id>[/model], models:/<name>/<version>, models:/<name>@<alias> or
+            models:/<model id>.
+
+    Raises:
+        UserError: there is no such run or model, or imgcls did not log it.
+    """
+    import mlflow
+
+    store = connect()
+    with TemporaryDirectory(prefix="imgcls-") as temporary:
+        model, pinned = _find_model(store, source)
+        address = f"{model.artifact_location.rstrip('/')}/artifacts/{CLASSIFIER}"
+        try:
+            local = mlflow.artifacts.download_artifacts(artifact_uri=address, dst_path=temporary)
+        except Exception as error:
+            raise UserError(
+                f"the model {source} ({model.model_id} in {store.uri}) has no classifier of imgcls that can be read: "
+                f"{first_line(error)}. Give a model that `imgcls train` logged, or a file of weights."
+            ) from error
+        yield Downloaded(Path(local), model.model_id, pinned)
+
+
+def _find_model(store: Store, source: str) -> tuple[Any, str]:
+    """The LoggedModel that the source names, and the address that stays."""
+    try:
+        if found := re.fullmatch(r"(?:runs:/+)?([0-9a-f]{32})(?:/(\w+))?/?", source):
+            return _model_of_run(store, found[1], found[2] or MODEL_NAME), f"runs:/{found[1]}/{found[2] or MODEL_NAME}"
+        if found := re.fullmatch(r"models:/+(m-[0-9a-f]{32})", source):
+            return store.client.get_logged_model(found[1]), source
+        if found := re.fullmatch(r"models:/+([^/@]+)(?:/(\d+)|@([^/@]+))", source):
+            name, number, alias = found.groups()
+            client = store.client
+            version = (
+                client.get_model_version_by_alias(name, alias) if alias else client.get_model_version(name, number)
+            )
+            return _model_of_version(store, version), f"models:/{name}/{version.version}"
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(
+            f"there is no model {source} in {store.uri}: {first_line(error)}. Give a run id from `imgcls ui`, or "
+            "models:/<name>/<version> or models:/<name>@<alias> of the registry; MLFLOW_TRACKING_URI names the store."
+        ) from error
+    raise UserError(
+        f"{source!r} names no model. Expected runs:/<run id>, models:/<name>/<version>, models:/<name>@<alias> or "
+        "models:/<model id>, with 32 hexadecimal digits as an id."
+    )
+
+
+def _model_of_run(store: Store, run_id: str, name: str) -> Any:
+    run = store.client.get_run(run_id)
+    query = f"source_run_id = '{run_id}'"
+    models = store.client.search_logged_models([run.info.experiment_id], filter_string=query)
+    ready = [model for model in models if str(model.status).endswith("READY")]
+    for model in ready:
+        if model.name == name:
+            return model
+    has = f"its models are {', '.join(model.name for model in ready)}" if ready else "it has none"
+    raise UserError(
+        f"the run {run_id} (status {run.info.status}) has no model {name!r}: {has}. Give a run that finished, or a "
+        "file of weights, such as the artifact checkpoints/best.pt of a run that did not."
+    )
+
+
+def _model_of_version(store: Store, version: Any) -> Any:
+    """The LoggedModel that a version of a registered model was made from."""
+    found = re.search(r"m-[0-9a-f]{32}", f"{version.model_id or ''} {version.source or ''}")
+    if found is None:
+        raise UserError(
+            f"the version {version.version} of the model {version.name} was made of {version.source} and not of a "
+            "logged model. Give one that `imgcls train` logged."
+        )
+    return store.client.get_logged_model(found[0])

@@ -102,7 +102,7 @@ def _open_sqlite(uri: str) -> None:
 
 def _unusable(uri: str, error: Exception) -> UserError:
     return UserError(
-        f"the tracking store {uri} cannot be used: {_first_line(error)}. Expected an MLflow server's address or a "
+        f"the tracking store {uri} cannot be used: {first_line(error)}. Expected an MLflow server's address or a "
         f"database that can be written; mend it, or set MLFLOW_TRACKING_URI to another (default {DEFAULT_URI})."
     )
 
@@ -113,7 +113,7 @@ def _experiment_id(client: Any) -> str:
             return str(client.get_run(run_id).info.experiment_id)
         except Exception as error:
             raise UserError(
-                f"MLFLOW_RUN_ID is {run_id}, but: {_first_line(error)}. Expected a run of the store; unset it, "
+                f"MLFLOW_RUN_ID is {run_id}, but: {first_line(error)}. Expected a run of the store; unset it, "
                 "or set MLFLOW_TRACKING_URI to the store that the run is in."
             ) from error
     if given := os.environ.get("MLFLOW_EXPERIMENT_ID"):
@@ -121,7 +121,7 @@ def _experiment_id(client: Any) -> str:
             experiment = client.get_experiment(given)
         except Exception as error:
             raise UserError(
-                f"MLFLOW_EXPERIMENT_ID is {given}, but: {_first_line(error)}. Expected an experiment of the tracking "
+                f"MLFLOW_EXPERIMENT_ID is {given}, but: {first_line(error)}. Expected an experiment of the tracking "
                 "store; unset it for `Default`, or set MLFLOW_EXPERIMENT_NAME, which makes one that is missing."
             ) from error
     elif name := os.environ.get("MLFLOW_EXPERIMENT_NAME"):
@@ -138,7 +138,8 @@ def _experiment_id(client: Any) -> str:
     return str(experiment.experiment_id)
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """What a library's error says, without the stack that some put below it."""
     text = str(error).strip() or type(error).__name__
     return text.splitlines()[0].rstrip(".")
 
@@ -156,7 +157,7 @@ def artifact(run_id: str, path: str) -> Iterator[Path]:
             store.client.get_run(run_id)
         except Exception as error:
             raise UserError(
-                f"{run_id!r} is neither a file nor a run in {store.uri}: {_first_line(error)}. Give an existing "
+                f"{run_id!r} is neither a file nor a run in {store.uri}: {first_line(error)}. Give an existing "
                 "file, or a run id from `imgcls ui`."
             ) from error
         try:

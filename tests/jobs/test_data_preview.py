@@ -173,3 +173,18 @@ def test_a_disk_that_fails_while_writing_is_named(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(plots, "save", fail)
     with pytest.raises(UserError, match=r"^cannot write preview\.png: Input/output error\. Give"):
         run("digits")
+
+
+def test_the_size_is_that_of_the_weights_which_are_not_downloaded(
+    make_folder: MakeFolder, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    drawn: list[object] = []
+    monkeypatch.setattr(job, "draw", lambda recipe, _manifest, _out: drawn.append(recipe.augment.image_size))
+    monkeypatch.setenv("IMGCLS_CACHE", str(tmp_path / "cache"))
+    sections = {
+        "data": {"source": "folder", "root": str(make_folder())},
+        "model": {"family": "resnet18", "weights": "default"},
+    }
+    job.run(resolve(sections), Path("preview.png"), Console(quiet=True))
+    assert drawn == [224]
+    assert not (tmp_path / "cache" / "weights").exists()

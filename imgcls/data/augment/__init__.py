@@ -6,7 +6,7 @@ os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it asks the network fo
 
 from imgcls.data.augment.config import AugmentConfig, resolve_image_size, training_pipeline
 from imgcls.data.augment.pipeline import SMALL, STORE_RATIO, Pipeline, evaluation_pipeline, store_size
-from imgcls.data.augment.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, preprocessing
+from imgcls.data.augment.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Normalization, Preprocessing, preprocessing
 
 __all__ = [
     "IMAGENET_MEAN",
@@ -14,6 +14,7 @@ __all__ = [
     "SMALL",
     "STORE_RATIO",
     "AugmentConfig",
+    "Normalization",
     "Pipeline",
     "Preprocessing",
     "evaluation_pipeline",

@@ -27,7 +27,8 @@ class AugmentConfig(Section):
     """How images are sized, varied, mixed and normalised."""
 
     image_size: Annotated[int, Field(ge=8, le=2048)] | Literal["auto"] = "auto"
-    """Pixels on each side of what the network sees. auto: the images' median shorter side, 224 at most."""
+    """Pixels on each side of what the network sees. auto: that which the weights of model.weights were trained with,
+    where it is known; else the images' median shorter side, 224 at most."""
     preset: Preset | None = "standard"
     """Random variation in training: none; light (small shifts or 70-100 % crops); standard (wider, and colours); strong
     (TrivialAugment with shifts or crops and holes; arXiv:2103.10158); animals (70-100 % crops, turned by up to 30
@@ -48,8 +49,9 @@ class AugmentConfig(Section):
     0 is off; beside mixup each batch gets one of both. Yun et al. 2019, arXiv:1905.04899."""
     mix_prob: float = Field(1.0, gt=0, le=1)
     """Share of the training batches that mixup or cutmix mixes."""
-    normalize: Literal["imagenet", "dataset", "none"] = "imagenet"
-    """Channel means and deviations: ImageNet's, measured on the training images, or none (0..1 as it is)."""
+    normalize: Literal["auto", "imagenet", "dataset", "weights", "none"] = "auto"
+    """Channel means and deviations: ImageNet's, measured on the training images, those that model.weights was trained
+    with, or none (0..1 as it is). auto: the weights' where they are known, else ImageNet's."""
 
     @field_validator("pipeline", mode="before")
     @classmethod

@@ -18,6 +18,8 @@ from imgcls.data.decode import Pixels, decode, shrink, to_channels
 from imgcls.data.images import Images
 from imgcls.tables import Manifest
 
+Normalization = tuple[tuple[float, ...], tuple[float, ...]]
+"""Means and deviations of the channels, on the 0..1 scale."""
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 MOST_MEASURED = 2000
 """Training images that the channel statistics are measured on, at most."""
@@ -84,7 +86,13 @@ class Preprocessing:
 
 
 def preprocessing(
-    config: AugmentConfig, *, size: int, channels: int, train_images: Images, train: Manifest | None = None
+    config: AugmentConfig,
+    *,
+    size: int,
+    channels: int,
+    train_images: Images,
+    train: Manifest | None = None,
+    weights: Normalization | None = None,
 ) -> Preprocessing:
     """The preprocessing of a data set.
 
@@ -94,15 +102,29 @@ def preprocessing(
         channels: 1 or 3.
         train_images: the training images.
         train: their manifest, by whose contents the statistics are kept in the cache; None measures anew.
+        weights: mean and deviation that the pretrained weights were trained with, where there are such.
     """
+    if config.normalize == "weights" or (config.normalize == "auto" and weights is not None):
+        assert weights is not None, "whoever reads the weights says so before"
+        return Preprocessing(channels, size, *_for_channels(weights, channels))
     if config.normalize == "none":
         return Preprocessing(channels, size, (0.0,) * channels, (1.0,) * channels)
-    if config.normalize == "imagenet":
+    if config.normalize in ("auto", "imagenet"):
         if channels == 3:
             return Preprocessing(channels, size, IMAGENET_MEAN, IMAGENET_STD)
         return Preprocessing(channels, size, (round(float(np.mean(IMAGENET_MEAN)), 4),), (0.226,))
     statistics = _statistics(train_images, size=size, channels=channels, train=train)
     return Preprocessing(channels, size, tuple(statistics["mean"]), tuple(statistics["std"]))
+
+
+def _for_channels(weights: Normalization, channels: int) -> Normalization:
+    """The weights' mean and deviation; grey has the mean of three channels', and three channels each have grey's."""
+    if len(weights[0]) == channels:
+        return weights
+    if channels == 3:
+        return weights[0] * 3, weights[1] * 3
+    mean, std = (round(float(np.mean(values)), 5) for values in weights)
+    return (mean,), (std,)
 
 
 def _statistics(images: Images, *, size: int, channels: int, train: Manifest | None) -> dict[str, list[float]]:
