@@ -1,10 +1,13 @@
 """Logging a saved classifier as MLflow's model of a run: code-based pyfunc, weights without pickle."""
 
+import json
 import warnings
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+
+from imgcls.inference.classifier import SPEC
 
 MODEL_NAME = "model"
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -15,13 +18,13 @@ REQUIREMENTS = (
 )  # fmt: skip
 
 
-def requirements() -> list[str]:
-    """The packages that a logged model needs, as pip requirements pinned to what is installed.
+def requirements(family: str = "") -> list[str]:
+    """The packages that a logged model of this family needs, as pip requirements pinned to what is installed.
 
     One that is installed under another name (opencv-python, say) is named without a version.
     """
     pinned = []
-    for name in REQUIREMENTS:
+    for name in (*REQUIREMENTS, *(["timm"] if family.startswith("timm:") else [])):
         try:
             pinned.append(f"{name}=={version(name).split('+')[0]}")
         except PackageNotFoundError:
@@ -67,6 +70,7 @@ def _save(model: Any, run_id: str, folder: Path, local: Path, *, top_k: int) -> 
     from mlflow.types import ColSpec, DataType, Schema, TensorSpec
     from mlflow.types.schema import Array
 
+    family = json.loads((folder / SPEC).read_text(encoding="utf-8"))["model"]["family"]
     outputs: list[ColSpec | TensorSpec] = [
         ColSpec(DataType.string, "label"),
         ColSpec(DataType.double, "probability"),
@@ -90,7 +94,7 @@ def _save(model: Any, run_id: str, folder: Path, local: Path, *, top_k: int) -> 
             artifacts={"classifier": str(folder)},
             code_paths=[str(PACKAGE)],
             signature=signature,
-            pip_requirements=requirements(),
+            pip_requirements=requirements(family),
         )
 
 
