@@ -139,6 +139,7 @@ def test_recipe_show_takes_overrides_and_tells_what_they_left_out() -> None:
         "  family: plaincnn\n  num_blocks: 3\n  channels: 24\n  kernel_size: 3\n", "  family: resnet18\n"
     )
     expected = expected.replace("lr: 0.003", "lr: 0.01").replace("patience: null", "patience: 4")
+    expected = expected.replace("  dropout: 0.2\n", "  dropout: 0.2\n  stem: imagenet\n")
     assert (result.output, result.exit_code) == (note + expected, 0)
 
 
@@ -162,9 +163,10 @@ def test_recipe_diff_prints_a_table() -> None:
         "model.num_blocks   3         -\n"
         "model.channels     32        -\n"
         "model.kernel_size  3         -\n"
-        "model.dropout      0.2       0.0\n"
+        "model.dropout      0.2       auto\n"
         "optim.lr           0.1       0.25\n"
         "train.patience     -         2\n"
+        "model.stem         -         imagenet\n"
     )
 
 

@@ -67,7 +67,7 @@ class FirstToken(nn.Module):
 def tokens_to_map(tokens: torch.Tensor) -> torch.Tensor:
     """A class token and h * h patches' tokens (B, 1 + h * h, D) to (B, D, h, h)."""
     side = isqrt(tokens.shape[1] - 1)
-    return tokens[:, 1:].transpose(1, 2).unflatten(2, (side, side))
+    return tokens[:, 1:].transpose(1, 2).reshape(-1, tokens.shape[2], side, side)
 
 
 def resnet(net: Any) -> Parts:
@@ -161,7 +161,7 @@ def squeezenet(net: Any) -> Parts:
     }
     # Without padding, the smallest image is the one that leaves a pixel for every pooling: 1.0 has a 7 × 7 stem.
     least = 21 if layers[0].kernel_size == (7, 7) else 17
-    head = [nn.Sequential(conv, *rest, nn.Flatten())]
+    head: list[nn.Module] = [nn.Sequential(conv, *rest, nn.Flatten())]
     return Parts(stages, head, conv.in_channels, names[-1], least, pool=nn.Identity(), dropout=drop.p)
 
 

@@ -144,15 +144,17 @@ def _sequence(
 
     None where no such order of layers holds all parameters.
     """
-    layers = list(_layers(net))
+    layers = dict(_layers(net))
     groups: list[tuple[str, list[nn.Module]]] = []
     outputs = images
-    for number, (name, layer) in enumerate(layers):
+    for name, layer in list(layers.items()):
+        del layers[name]  # what is left at the end comes after the map
         try:
             outputs = layer(outputs)
         except (RuntimeError, TypeError, ValueError, AssertionError, IndexError, NotImplementedError):
             return None
-        if groups and (not list(layer.parameters()) or _is_small(layer) and _is_small(groups[-1][1][0])):
+        joins = not list(layer.parameters()) or (_is_small(layer) and bool(groups) and _is_small(groups[-1][1][0]))
+        if groups and joins:
             groups[-1][1].append(layer)
         else:
             groups.append((name, [layer]))
@@ -160,7 +162,7 @@ def _sequence(
             break
     else:
         return None
-    rest = {name: layer for name, layer in layers[number + 1 :] if list(layer.parameters())}
+    rest = {name: layer for name, layer in layers.items() if list(layer.parameters())}
     held = {id(p) for layer in (*(m for _, ms in groups for m in ms), *rest.values()) for p in layer.parameters()}
     if held != {id(p) for p in net.parameters()}:
         return None
@@ -176,8 +178,8 @@ def _layers(net: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 def _is_small(layer: nn.Module) -> bool:
-    """A convolution or a norm: such neighbours make one stage."""
-    return not isinstance(layer, nn.Sequential) and (isinstance(layer, nn.Conv2d) or not list(layer.children()))
+    """A convolution, a norm or the like: such neighbours make one stage."""
+    return isinstance(layer, nn.Conv2d | nn.BatchNorm2d) or not list(layer.children())
 
 
 def _channels_first(outputs: torch.Tensor) -> torch.Tensor:

@@ -127,7 +127,7 @@ def adapt_weight(name: str, tensor: torch.Tensor, own: torch.Tensor) -> torch.Te
         return adapted
     if name.endswith("relative_position_bias_table") and tensor.shape[1] == own.shape[1]:
         sides = [isqrt(table.shape[0]) for table in (tensor, own)]
-        square = tensor.T.unflatten(1, (sides[0], sides[0])).unsqueeze(0)
+        square = tensor.T.reshape(1, -1, sides[0], sides[0])
         resized = nn.functional.interpolate(square, size=sides[1], mode="bicubic", align_corners=True)
         return resized[0].flatten(1).T.contiguous()
     if name.endswith("relative_position_index"):

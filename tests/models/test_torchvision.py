@@ -149,7 +149,7 @@ def test_a_grey_network_starts_as_the_colour_one_sees_a_grey_image(name: str) ->
 def test_dropout_stands_before_the_last_layer_once(name: str, own: float) -> None:
     with torch.device("meta"):
         for given, expected in ((None, own), (0.35, 0.35)):
-            model = made(name, **({} if given is None else {"dropout": given}))
+            model = made(name) if given is None else made(name, dropout=given)
             assert [m.p for m in model.head.modules() if isinstance(m, nn.Dropout)] == [expected]
 
 
@@ -157,7 +157,7 @@ def test_dropout_stands_before_the_last_layer_once(name: str, own: float) -> Non
 def test_stochastic_depth_rises_to_the_given_share(name: str, own: float) -> None:
     with torch.device("meta"):
         for given, last in ((None, own), (0.6, 0.6), (0.0, 0.0)):
-            model = made(name, **({} if given is None else {"stochastic_depth": given}))
+            model = made(name) if given is None else made(name, stochastic_depth=given)
             shares = [m.p for m in model.modules() if isinstance(m, StochasticDepth)]
             assert shares[0] == 0
             assert shares == sorted(shares)
