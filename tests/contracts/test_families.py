@@ -33,7 +33,7 @@ CONFIGS: dict[str, ModelConfig] = {
     "squeezenet1_0": TorchvisionConfig(family="squeezenet1_0"),
     "squeezenet1_1": TorchvisionConfig(family="squeezenet1_1"),
 }
-QUICK = {"plaincnn", "resnet18", "mobilenet_v3_small", "shufflenet_v2_x0_5", "squeezenet1_1"}
+QUICK = {"plaincnn", "resnet18", "shufflenet_v2_x0_5", "squeezenet1_1"}
 """Those whose every test runs in the quick set; of the others the tests that compute are marked slow."""
 SLOW_ONES = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in sorted(CONFIGS)]
 

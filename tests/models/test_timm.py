@@ -94,6 +94,7 @@ def test_an_image_below_the_stride_is_an_error_that_names_it() -> None:
         ("resnet10x", {}, r"has no network 'resnet10x'; it has .*Did you mean timm:resnet10t"),
         ("hf-hub:someone/network", {}, "has no network 'hf-hub:someone/network'"),
         ("deit_tiny_distilled_patch16_224", {}, "has no linear layer as its head"),
+        ("densenet121", {"stochastic_depth": 0.2}, "cannot be made with .*drop_path_rate.* Leave out what it lacks"),
         ("test_vit", {"image_size": 50}, "timm:test_vit does not take images of 3 × 50 × 50"),
     ],
 )
