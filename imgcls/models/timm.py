@@ -186,4 +186,4 @@ def _channels_first(outputs: torch.Tensor) -> torch.Tensor:
     return outputs.permute(0, 3, 1, 2)
 
 
-FAMILIES.register("timm:<name>")(Family(TimmConfig, build_timm))
+FAMILIES.register("timm:<name>")(Family(TimmConfig, build_timm, "timm:"))
