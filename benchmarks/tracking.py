@@ -18,7 +18,7 @@ import numpy as np
 from imgcls.data.augment import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, evaluation_pipeline
 from imgcls.data.loading import Loader
 from imgcls.models.family import build
-from imgcls.models.resnet import ResNetConfig
+from imgcls.models.torchvision import ResNetConfig
 from imgcls.tracking import run as tracking
 from imgcls.training.device import resolve_plan
 from imgcls.training.fit import TrainConfig, fit, seed_all

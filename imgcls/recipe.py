@@ -141,7 +141,7 @@ def json_schema() -> dict[str, Any]:
         if name == "data":
             classes = [SOURCES.get(key).config for key in SOURCES.names()]
         elif name == "model":
-            classes = [FAMILIES.get(key).config for key in FAMILIES.names()]
+            classes = list(dict.fromkeys(FAMILIES.get(key).config for key in FAMILIES.names()))
         schemas = [{**cls.model_json_schema(), "title": cls.__name__} for cls in classes]
         for schema in schemas:
             schema.pop("required", None)  # what a file leaves out can be given on the command line

@@ -179,9 +179,10 @@ def test_recipe_diff_prints_a_table() -> None:
         "model.growth           double    -\n"
         "model.kernel_size      3         -\n"
         "model.dense_width      0         -\n"
-        "model.dropout          0.2       0.0\n"
+        "model.dropout          0.2       auto\n"
         "optim.lr               0.1       0.25\n"
         "train.patience         -         2\n"
+        "model.stem             -         imagenet\n"
     )
 
 

@@ -2,8 +2,9 @@
 
 from imgcls.models import plaincnn as _plaincnn
 from imgcls.models import quizdnn as _quizdnn
-from imgcls.models import resnet as _resnet
 from imgcls.models import separable as _separable
+from imgcls.models import timm as _timm
+from imgcls.models import torchvision as _torchvision
 from imgcls.models import widecnn as _widecnn
 
-__all__ = ["_plaincnn", "_quizdnn", "_resnet", "_separable", "_widecnn"]
+__all__ = ["_plaincnn", "_quizdnn", "_separable", "_timm", "_torchvision", "_widecnn"]

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -53,13 +54,16 @@ class StagedModel(nn.Module):
 
     Args:
         stages: name -> module, from the input on; each takes the one before's output.
-        pool: from the last stage's output to features (B, num_features). Holds no parameters.
-        head: from features to logits (B, num_classes).
+        pool: from the last stage's output to what the head takes: features (B, num_features) or, where the head scores
+            every place of a map by itself, that map (B, num_features, h, w). Holds no parameters.
+        head: from there to logits (B, num_classes).
         num_features: width of the features.
-        cam_stage: the name of the stage whose output (B, F, h, w) class-activation maps are drawn from.
+        cam_stage: the name of the stage that class-activation maps are drawn from; `cam_map` makes a map of its output.
+            None where the network has no such map.
         min_image_size: pixels; the smallest input side that the stages can take.
         origin_names: name in this module's state dict -> name in that of the library's own module it was made from;
             empty where the network is our own. Files of pretrained weights use the library's names.
+        to_map: from the output of `cam_stage` to (B, F, h, w); None where it is that already.
     """
 
     def __init__(
@@ -69,13 +73,14 @@ class StagedModel(nn.Module):
         pool: nn.Module,
         head: nn.Module,
         num_features: int,
-        cam_stage: str,
+        cam_stage: str | None,
         min_image_size: int,
         origin_names: Mapping[str, str] | None = None,
+        to_map: Callable[[torch.Tensor], torch.Tensor] | None = None,
     ) -> None:
         super().__init__()
         assert "head" not in stages
-        assert cam_stage in stages
+        assert cam_stage is None or cam_stage in stages
         assert not list(pool.parameters()), "a pooling with parameters belongs into a stage"
         self.stages = nn.ModuleDict(dict(stages))
         self.pool = pool
@@ -84,6 +89,7 @@ class StagedModel(nn.Module):
         self.cam_stage = cam_stage
         self.min_image_size = min_image_size
         self.origin_names = dict(origin_names or {})
+        self._to_map = to_map
 
     @property
     def stage_names(self) -> tuple[str, ...]:
@@ -96,16 +102,24 @@ class StagedModel(nn.Module):
 
     def features(self, images: torch.Tensor) -> torch.Tensor:
         """(B, C, H, W) images to (B, num_features) features."""
+        pooled = self._pooled(images)
+        return pooled.mean((2, 3)) if pooled.ndim == 4 else pooled
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """(B, C, H, W) images to (B, num_classes) logits."""
+        logits: torch.Tensor = self.head(self._pooled(images))
+        return logits
+
+    def cam_map(self, outputs: torch.Tensor) -> torch.Tensor:
+        """The output of the stage `cam_stage` as a map (B, F, h, w)."""
+        return outputs if self._to_map is None else self._to_map(outputs)
+
+    def _pooled(self, images: torch.Tensor) -> torch.Tensor:
         outputs = images
         for stage in self.stages.values():
             outputs = stage(outputs)
         pooled: torch.Tensor = self.pool(outputs)
         return pooled
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """(B, C, H, W) images to (B, num_classes) logits."""
-        logits: torch.Tensor = self.head(self.features(images))
-        return logits
 
 
 @dataclass(frozen=True)
@@ -113,15 +127,46 @@ class Family:
     """A model family.
 
     Attributes:
-        config: the class of the recipe's `model` section for this family.
+        config: the class of the recipe's `model` section for this family; several names may share one.
         build: (config, num_classes=…, in_channels=…, image_size=…) -> StagedModel with fresh weights.
+        prefix: what its name shares with those of its relatives, which stand together in a list of names.
     """
 
     config: type[ModelConfig]
     build: Callable[..., StagedModel]
+    prefix: str = ""
 
 
-FAMILIES: Registry[Family] = Registry("model family")
+class Families(Registry[Family]):
+    """The model families; one registered as `library:<name>` stands for every name of that library."""
+
+    def get(self, name: str) -> Family:
+        """The family called `name`.
+
+        Raises:
+            UserError: no family has that name; the message lists the nearest and the known ones.
+        """
+        library, colon, rest = name.partition(":")
+        known = self.names()
+        entry = f"{library}:<name>" if colon and rest else name
+        if entry in known:
+            return super().get(entry)
+        near = get_close_matches(name.casefold(), known, n=3, cutoff=0.6)
+        hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
+        raise UserError(f"unknown {self.kind} {name!r}; known: {', '.join(self._listed())}.{hint}")
+
+    def _listed(self) -> list[str]:
+        endings: dict[str, list[str]] = {}
+        for name in self.names():
+            prefix = super().get(name).prefix or name
+            endings.setdefault(prefix, []).append(name.removeprefix(prefix))
+        return [
+            prefix + (parts[0] if len(parts) == 1 else "{" + ", ".join(sorted(parts, key=lambda p: (len(p), p))) + "}")
+            for prefix, parts in sorted(endings.items())
+        ]
+
+
+FAMILIES = Families("model family")
 
 
 def build(config: ModelConfig, *, num_classes: int, in_channels: int, image_size: int) -> StagedModel:

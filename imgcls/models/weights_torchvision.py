@@ -17,9 +17,6 @@ from imgcls.plugins import nearest
 
 NETWORK_TIMEOUT_S = 10.0
 """Seconds that a download waits for a connection or for the next bytes."""
-INPUT_IN_HALVES = ("googlenet", "inception_v3")
-"""Families whose weights were trained on inputs from -1 to 1: torchvision's builders turn ImageNet's normalisation into
-that inside the network (`transform_input`), which a family built without weights does not."""
 
 
 @dataclass(frozen=True)
@@ -71,14 +68,12 @@ def known_weights(family: str) -> list[TorchvisionWeights]:
 
     enum = models.get_model_weights(family)
     entries = sorted(enum, key=lambda entry: entry is enum.DEFAULT)
-    return [_described(family, entry) for entry in entries]
+    return [_described(entry) for entry in entries]
 
 
-def _described(family: str, entry: Any) -> TorchvisionWeights:
+def _described(entry: Any) -> TorchvisionWeights:
     preset = entry.transforms()
     mean, std = (tuple(float(value) for value in values) for values in (preset.mean, preset.std))
-    if family in INPUT_IN_HALVES:
-        mean = std = (0.5, 0.5, 0.5)
     return TorchvisionWeights(
         str(entry), entry.url, int(preset.crop_size[0]), mean, std, tuple(entry.meta.get("categories") or ())
     )

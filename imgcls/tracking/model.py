@@ -1,5 +1,6 @@
 """Logging a saved classifier as MLflow's model of a run: code-based pyfunc, weights without pickle."""
 
+import json
 import re
 import warnings
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from imgcls.errors import UserError
+from imgcls.inference.classifier import SPEC
 from imgcls.tracking.store import Store, connect, first_line
 
 MODEL_NAME = "model"
@@ -25,13 +27,13 @@ REQUIREMENTS = (
 )  # fmt: skip
 
 
-def requirements() -> list[str]:
-    """The packages that a logged model needs, as pip requirements pinned to what is installed.
+def requirements(family: str = "") -> list[str]:
+    """The packages that a logged model of this family needs, as pip requirements pinned to what is installed.
 
     One that is installed under another name (opencv-python, say) is named without a version.
     """
     pinned = []
-    for name in REQUIREMENTS:
+    for name in (*REQUIREMENTS, *(["timm"] if family.startswith("timm:") else [])):
         try:
             pinned.append(f"{name}=={version(name).split('+')[0]}")
         except PackageNotFoundError:
@@ -77,6 +79,7 @@ def _save(model: Any, run_id: str, folder: Path, local: Path, *, top_k: int) -> 
     from mlflow.types import ColSpec, DataType, Schema, TensorSpec
     from mlflow.types.schema import Array
 
+    family = json.loads((folder / SPEC).read_text(encoding="utf-8"))["model"]["family"]
     outputs: list[ColSpec | TensorSpec] = [
         ColSpec(DataType.string, "label"),
         ColSpec(DataType.double, "probability"),
@@ -100,7 +103,7 @@ def _save(model: Any, run_id: str, folder: Path, local: Path, *, top_k: int) -> 
             artifacts={CLASSIFIER: str(folder)},
             code_paths=[str(PACKAGE)],
             signature=signature,
-            pip_requirements=requirements(),
+            pip_requirements=requirements(family),
         )
 
 

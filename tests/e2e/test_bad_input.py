@@ -224,7 +224,7 @@ def test_fractions_that_leave_nothing_to_train_on_are_an_error(refuse: Refuse) -
         (["--optim.lr"], ["--optim.lr has no value; expected --optim.lr VALUE."]),
         (["--optim.lr=1", "--optim.lr=2"], ["--optim.lr is given twice: '1' and '2'. Give it once."]),
         (["--model.family", "resnet18"], ["augment.image_size 16 is too small", "at least 32", "Enlarge"]),
-        (["--model.family", "vgg"], ["model.family: unknown model family 'vgg'; known: plaincnn, "]),
+        (["--model.family", "vgg"], ["model.family: unknown model family 'vgg'; known: convnext_{"]),
         (["--train.precision", "fp16", "--train.device", "cpu"], ["train.precision is fp16, which needs a GPU"]),
     ],
     ids=lambda value: "_".join(value) if value and " " not in value[0] else "",

@@ -17,7 +17,7 @@ from imgcls.data.augment import Preprocessing
 from imgcls.data.decode import DecodeError
 from imgcls.errors import UserError
 from imgcls.inference.classifier import SPEC, WEIGHTS, Classifier
-from imgcls.models.family import ModelConfig, build
+from imgcls.models.family import FAMILIES, ModelConfig, build
 from imgcls.models.plaincnn import PlainCNNConfig
 
 Pixels = npt.NDArray[np.uint8]
@@ -60,6 +60,18 @@ def test_a_classifier_survives_the_disk(tmp_path: Path, channels: int, size: int
         2,
     )
     assert not after.module.training
+    assert np.array_equal(after.probabilities(MIXED), before.probabilities(MIXED))
+
+
+@pytest.mark.parametrize("family", ["mobilenet_v3_small", "squeezenet1_1", "timm:test_vit"])
+def test_a_library_s_network_survives_the_disk(tmp_path: Path, family: str) -> None:
+    if family.startswith("timm:"):
+        pytest.importorskip("timm")
+    config = FAMILIES.get(family).config.model_validate({"family": family})
+    before = classifier(config, channels=1, size=48)
+    before.save(tmp_path)
+    after = Classifier.load(tmp_path)
+    assert after.config == config
     assert np.array_equal(after.probabilities(MIXED), before.probabilities(MIXED))
 
 

@@ -143,6 +143,11 @@ def test_the_requirements_are_pinned_to_what_is_installed_without_a_local_versio
     assert not any(line.startswith("imgcls") for line in lines)
 
 
+def test_only_a_network_of_timm_requires_timm() -> None:
+    assert [line.partition("==")[0] for line in requirements("timm:resnet18")] == [*REQUIREMENTS, "timm"]
+    assert not any(line.startswith("timm") for line in requirements("resnet18"))
+
+
 def test_bytes_text_and_pixels_give_the_same_table(python_model: Any, classifier: Classifier) -> None:
     images = pictures()
     probs = classifier.probabilities(images)
