@@ -37,7 +37,8 @@ class Gate(nn.Module):
         self.fc = nn.Conv2d(channels, channels, 1)
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        return inputs * self.fc(inputs.mean((2, 3), keepdim=True)).sigmoid()
+        gated: torch.Tensor = inputs * self.fc(inputs.mean((2, 3), keepdim=True)).sigmoid()
+        return gated
 
 
 class ChannelsLast(nn.Module):
@@ -49,7 +50,8 @@ class ChannelsLast(nn.Module):
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         outputs = self.dense(self.norm(self.conv(inputs).permute(0, 2, 3, 1)))
-        return inputs + outputs.permute(0, 3, 1, 2)
+        total: torch.Tensor = inputs + outputs.permute(0, 3, 1, 2)
+        return total
 
 
 class Attention(nn.Module):
@@ -108,7 +110,7 @@ def resnet18() -> StagedModel:
 
 
 NETWORKS = [strided, dilated, residual, pooled, separable, channels_last, plaincnn, resnet18]
-BUDGET = 45
+BUDGET = 55
 """Pixels; the fields of later stages, which disturbing every pixel would take minutes for, are looked up."""
 
 
@@ -116,17 +118,21 @@ BUDGET = 45
 def disturbed_columns(model: StagedModel, last: str, size: int, height: int) -> list[int]:
     """The columns of an image whose disturbing is seen at the middle of a stage's output."""
     for name, parameter in model.named_parameters():  # nothing cancels out, and no activation is at its flat side
-        parameter.copy_(torch.rand_like(parameter).add_(0.5) / parameter[0].numel() if name.endswith("weight") else 0)
+        if name.endswith("weight"):
+            parameter.copy_(torch.rand_like(parameter).add_(0.5) / parameter[0].numel())
+        else:
+            parameter.zero_()
     names = model.stage_names[: model.stage_names.index(last) + 1]
     # A group norm and a layer norm of like channels are as flat as can be: their centring is left out.
     part = nn.Sequential(*(model.stage(name) for name in names)).double().eval()
-    for module in part.modules():
-        if isinstance(module, nn.GroupNorm | nn.LayerNorm):
-            module.forward = lambda inputs: inputs  # type: ignore[method-assign]
+    for module in list(part.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, nn.GroupNorm | nn.LayerNorm):
+                setattr(module, name, nn.Identity())
     images = torch.ones(size + 1, 3, height, size, dtype=torch.float64)
     for column in range(size):
         images[column, :, :, column] += 100
-    outputs = torch.cat([part(chunk) for chunk in images.split(40)])
+    outputs = torch.cat([part(chunk) for chunk in torch.split(images, 40)])
     middle = outputs[..., outputs.shape[-1] // 2].flatten(1)
     differs: list[int] = (middle != middle[-1:]).any(1).nonzero().flatten().tolist()
     return differs
@@ -255,7 +261,8 @@ def test_a_broken_contract_gives_each_figure_found() -> None:
 
 def test_a_contract_kept_to_the_last_parameter_is_kept() -> None:
     table = describe(plaincnn(), image_size=32, in_channels=3)
-    limits = {"max_parameters": int(table["parameters"].sum()), "max_macs": int(table["macs"].sum())}
-    check_contracts(ModelConfig(**limits, min_receptive_field=32), table, image_size=32)
+    parameters, macs = int(table["parameters"].sum()), int(table["macs"].sum())
+    kept = ModelConfig(max_parameters=parameters, max_macs=macs, min_receptive_field=32)
+    check_contracts(kept, table, image_size=32)
     everything = table.assign(receptive_field=GLOBAL)
     check_contracts(ModelConfig(min_receptive_field=10_000), everything, image_size=32)

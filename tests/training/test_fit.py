@@ -385,7 +385,7 @@ def test_a_thaw_of_what_the_network_does_not_have_is_an_error(tmp_path: Path) ->
 
 @pytest.mark.parametrize("unfreeze", [{5: 3, 10: 0}, {"5": 3, "10": 0}])
 def test_epochs_may_be_texts_as_in_json(unfreeze: dict[Any, int]) -> None:
-    config = TrainConfig(epochs=10, unfreeze=unfreeze)
+    config = TrainConfig.model_validate({"epochs": 10, "unfreeze": unfreeze})
     assert config.unfreeze == {5: 3, 10: 0}
     assert TrainConfig.model_validate(config.model_dump(mode="json")) == config
 
