@@ -145,6 +145,8 @@ def _local_fields(stage: nn.Module, channels: int) -> tuple[_Side, _Side] | None
                 break
             if rows is not None and columns is not None:
                 return rows, columns
+        else:
+            return None  # no taller, for what looks everywhere takes the square of the positions
     return None
 
 
