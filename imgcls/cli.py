@@ -192,6 +192,50 @@ def data_cache(clear: str | None, keep: float | None) -> None:
     click.echo(job.run(clear=clear, keep_gib=keep), nl=False)
 
 
+@cli.group()
+def models() -> None:
+    """List and describe the networks there are."""
+
+
+@models.command("list")
+@click.option("--filter", "text", default="", metavar="TEXT", help="Only families with this in their name.")
+def models_list(text: str) -> None:
+    """List the model families: stages, parameters, size and the pretrained weights that torchvision has."""
+    from imgcls.jobs import models as job
+
+    click.echo(job.list_families(text), nl=False)
+
+
+@models.command("describe", context_settings=_OVERRIDABLE)
+@click.argument("words", metavar="NAME [--model.FIELD VALUE]...", nargs=-1, type=click.UNPROCESSED)
+@click.option("--image-size", default=224, show_default=True, type=click.IntRange(1, 4096), help="Pixels on each side.")
+@click.option("--num-classes", default=1000, show_default=True, type=click.IntRange(2), help="Classes of the head.")
+@click.option("--channels", default="3", show_default=True, type=click.Choice(["1", "3"]), help="Grey or colour.")
+@click.option("--freeze-depth", metavar="DEPTH", help="Stages frozen: a number, all, or the last one's name.")
+def models_describe(
+    words: tuple[str, ...], image_size: int, num_classes: int, channels: str, freeze_depth: str | None
+) -> None:
+    """Print what a network is made of, stage by stage: output, parameters, multiply-accumulates, receptive field.
+
+    Every training logs the same table as tables/model.csv.
+
+    \b
+    imgcls models describe resnet18 --num-classes 50 --freeze-depth all
+    imgcls models describe plaincnn --image-size 32 --model.num_blocks 4
+    """
+    name, texts = parse_words(words)
+    if freeze_depth is not None:
+        if "model.freeze_depth" in texts:
+            raise UserError("--freeze-depth and --model.freeze_depth are the same; give one of them.")
+        texts["model.freeze_depth"] = freeze_depth
+    from imgcls.jobs import models as job
+
+    click.echo(
+        job.describe_family(name, texts, image_size=image_size, num_classes=num_classes, in_channels=int(channels)),
+        nl=False,
+    )
+
+
 @cli.command()
 @click.option("--port", default=5000, show_default=True, type=click.IntRange(1, 65535), help="Port on 127.0.0.1.")
 @click.option("--no-open", is_flag=True, help="Do not open a browser.")

@@ -149,9 +149,10 @@ class History:
     """What a training logged, one row an epoch.
 
     A row has `epoch` (from 1), `train/loss`, `train/acc`, `val/loss`, `val/acc`, `val/f1` (macro), `lr` (at
-    the end of the epoch), `seconds` and `images_per_s` (training images over training seconds). Where MixUp or CutMix
-    mixes the training images, `train/loss` is the loss against their shares of two labels, and `train/acc` counts the
-    label with the larger share; figures of validation are those of whole images.
+    the end of the epoch), `seconds`, `images_per_s` (training images over training seconds) and, of a network with
+    stages, `model/freeze_depth` (those frozen in the epoch). Where MixUp or CutMix mixes the training images,
+    `train/loss` is the loss against their shares of two labels, and `train/acc` counts the label with the larger share;
+    figures of validation are those of whole images.
     """
 
     rows: list[Row] = field(default_factory=list)

@@ -44,6 +44,10 @@ augment:
 model:
   family: plaincnn
   weights: none
+  freeze_depth: 0
+  max_parameters: null
+  min_receptive_field: null
+  max_macs: null
   activation: relu
   norm: batch
   attention: none
@@ -59,6 +63,8 @@ optim:
   optimizer: adamw
   lr: 0.003
   weight_decay: 0.02
+  decay_norms_and_biases: true
+  layer_decay: 1.0
   momentum: 0.9
   nesterov: false
   schedule: cosine
@@ -72,6 +78,7 @@ train:
   precision: auto
   monitor: val/acc
   patience: null
+  unfreeze: {}
   output_dir: outputs
 evaluate:
   top_k: 3

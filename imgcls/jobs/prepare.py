@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 
 from imgcls.data.augment import (
     Pipeline,
@@ -26,7 +27,9 @@ from imgcls.data.split import split
 from imgcls.errors import UserError
 from imgcls.jobs.console import Console
 from imgcls.jobs.weights import normalization_of, open_weights, with_defaults
-from imgcls.models.family import StagedModel, build, num_parameters
+from imgcls.models.describe import check_contracts, describe
+from imgcls.models.family import StagedModel, build
+from imgcls.models.freezing import in_words, thaw_schedule
 from imgcls.models.weights import Pretrained, WeightsReport, load_weights
 from imgcls.recipe import Recipe, Resolved
 from imgcls.tables import SPLITS, Manifest, Split
@@ -51,6 +54,7 @@ class Prepared:
         class_weights: (C,) weight of each class.
         report: what the check of the data found; None where there was none.
         weights: what became of each tensor of the pretrained weights; None without such.
+        architecture: what `models.describe` says of the network.
     """
 
     resolved: Resolved
@@ -64,6 +68,7 @@ class Prepared:
     class_weights: npt.NDArray[np.float64]
     report: Report | None
     weights: WeightsReport | None
+    architecture: pd.DataFrame
 
 
 def prepare(resolved: Resolved, console: Console) -> Prepared:
@@ -88,6 +93,7 @@ def prepare(resolved: Resolved, console: Console) -> Prepared:
     recipe = recipe.replace({"augment.image_size": size})
     seed_all(recipe.train.seed)
     model, loaded = _build(recipe, manifest.classes, pretrained)
+    architecture = _checked(model, recipe, size)
     channels = recipe.data.channels
     images = _open(manifest, recipe, console)
     steps = preprocessing(
@@ -103,11 +109,10 @@ def prepare(resolved: Resolved, console: Console) -> Prepared:
     chances = weights[manifest.part("train").labels] if recipe.data.balance == "oversample" else None
     train_loader = _loader("train", images["train"], random_steps, manifest, recipe, plan, chances)
     val_loader = _loader("val", images["val"], evaluation_pipeline(size), manifest, recipe, plan)
-    total, _ = num_parameters(model)
     counts = ", ".join(f"{name} {count:,}" for name, count in manifest.counts().items())
     console.say(
         f"{len(manifest):,} images of {len(manifest.classes):,} classes ({counts}) at {size} px; "
-        f"{recipe.model.family} with {total:,} parameters on {plan}"
+        f"{recipe.model.family} with {_parameters(model, architecture)} on {plan}"
     )
     files = [item for item in manifest.skipped if item.num_files]
     if files:
@@ -116,7 +121,9 @@ def prepare(resolved: Resolved, console: Console) -> Prepared:
         console.say(f"skipped {count:,} file{'s' * (count != 1)}: {first}{', …' * (len(files) > 3)}")
     if loaded is not None:
         console.say(loaded.summary)
-    return Prepared(resolved, recipe, plan, manifest, steps, train_loader, val_loader, model, weights, report, loaded)
+    return Prepared(
+        resolved, recipe, plan, manifest, steps, train_loader, val_loader, model, weights, report, loaded, architecture
+    )
 
 
 def _with_weights(recipe: Recipe, console: Console) -> tuple[Recipe, Pretrained | None]:
@@ -137,6 +144,23 @@ def _build(
     if pretrained is None:
         return model, None
     return model, load_weights(model, pretrained, config=recipe.model, classes=classes)
+
+
+def _checked(model: StagedModel, recipe: Recipe, image_size: int) -> pd.DataFrame:
+    """The network's description, after it was held against what the recipe asks of it."""
+    thaw_schedule(recipe.train.unfreeze, model.stage_names, recipe.model.freeze_depth)
+    table = describe(model, image_size=image_size, in_channels=recipe.data.channels)
+    check_contracts(recipe.model, table, image_size=image_size)
+    return table
+
+
+def _parameters(model: StagedModel, architecture: pd.DataFrame) -> str:
+    total, trained = architecture["parameters"].sum(), architecture["trainable"].sum()
+    if not model.freeze_depth:
+        return f"{total:,} parameters"
+    return (
+        f"{total:,} parameters, {trained:,} of them trained ({in_words(model.stage_names, model.freeze_depth)} frozen),"
+    )
 
 
 def _check(manifest: Manifest, recipe: Recipe, console: Console) -> Report | None:

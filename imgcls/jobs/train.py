@@ -22,6 +22,7 @@ from imgcls.jobs.record import common_tags, log_data, reason_of, report_end
 from imgcls.jobs.signals import Signals, Stopped
 from imgcls.jobs.surroundings import environment
 from imgcls.models.family import StagedModel, num_parameters
+from imgcls.models.freezing import in_words
 from imgcls.recipe import Recipe, Resolved, resolve
 from imgcls.tables import History, Predictions, Row
 from imgcls.tracking import run as tracking
@@ -171,14 +172,30 @@ def _describe(run: TrackedRun, prepared: Prepared) -> None:
         run.log_text(table.to_csv(index=False), "tables/weights.csv")
     if prepared.report is not None:
         run.log_text(json.dumps(prepared.report.to_dict(), ensure_ascii=False), "tables/data_check.json")
-    total, trained = num_parameters(prepared.model)
-    run.log_metrics({"model/parameters": total, "model/trainable_parameters": trained})
+    table = prepared.architecture
+    run.log_text(table.to_csv(index=False), "tables/model.csv")
+    run.log_metrics(
+        {
+            "model/parameters": int(table["parameters"].sum()),
+            "model/trainable_parameters": int(table["trainable"].sum()),
+            "model/macs": int(table["macs"].sum()),
+        }
+    )
 
 
 def _train(run: TrackedRun, prepared: Prepared, console: Console, signals: Signals) -> History:
     recipe, epochs = prepared.recipe, prepared.recipe.train.epochs
     checkpoints = run.file(f"checkpoints/{LAST}").parent
     history = History()
+
+    def on_thaw(epoch: int) -> None:
+        total, trained = num_parameters(prepared.model)
+        run.log_metrics({"model/trainable_parameters": trained}, step=epoch)
+        console.say(
+            f"epoch {epoch}: now {trained:,} of {total:,} parameters are trained; stages frozen: "
+            f"{in_words(prepared.model.stage_names, prepared.model.freeze_depth)}"
+        )
+
     console.begin_training()
     with signals.deferred():
         for row in fit(
@@ -194,6 +211,7 @@ def _train(run: TrackedRun, prepared: Prepared, console: Console, signals: Signa
             mixing=build_mixing(recipe.augment, num_classes=len(prepared.manifest.classes)),
             stop=signals.stop,
             on_step=lambda step: console.step(step, epochs=epochs),
+            on_thaw=on_thaw,
         ):
             history.rows.append(row)
             run.log_metrics(_metrics(row), step=int(row["epoch"]))

@@ -4,13 +4,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Self
 
 import torch
 from pydantic import Field, field_validator
 from torch import nn
 
 from imgcls.errors import UserError
+from imgcls.models.freezing import Depth, resolve_depth
 from imgcls.plugins import Registry
 from imgcls.sections import Section
 
@@ -27,6 +28,16 @@ class ModelConfig(Section):
     the family. A .pth, .pt or .safetensors file, or a folder with a saved classifier (written with a slash). One's own
     earlier model: a run id, runs:/<run id>, models:/<name>/<version>, models:/<name>@<alias>. The image size and the
     normalisation that they were trained with replace `auto` in augment.image_size and augment.normalize."""
+    freeze_depth: Depth = 0
+    """Stages that are not trained, counted from the input: 0 trains all, `all` only the head; or the name of the last
+    one that is frozen. `imgcls models describe` lists them. Their batch norms keep their statistics, and their dropout
+    and stochastic depth are off."""
+    max_parameters: Annotated[int, Field(ge=1)] | None = None
+    """Refuse to train a network with more parameters, frozen ones included."""
+    min_receptive_field: Annotated[int, Field(ge=1)] | None = None
+    """Pixels. Refuse to train a network whose last stage before the head sees a smaller square of the image."""
+    max_macs: Annotated[int, Field(ge=1)] | None = None
+    """Refuse to train a network that takes more multiply-accumulates for an image of `augment.image_size`."""
 
     @field_validator("weights")
     @classmethod
@@ -90,6 +101,8 @@ class StagedModel(nn.Module):
         self.min_image_size = min_image_size
         self.origin_names = dict(origin_names or {})
         self._to_map = to_map
+        self._freeze_depth = 0
+        self._never_trained = {name for name, parameter in self.named_parameters() if not parameter.requires_grad}
 
     @property
     def stage_names(self) -> tuple[str, ...]:
@@ -101,7 +114,11 @@ class StagedModel(nn.Module):
         return self.head if name == "head" else self.stages[name]
 
     def features(self, images: torch.Tensor) -> torch.Tensor:
-        """(B, C, H, W) images to (B, num_features) features."""
+        """(B, C, H, W) images to (B, num_features) features.
+
+        In training mode the frozen stages record no gradients, not even towards the images. In evaluation mode they do
+        where the images ask for it, as saliency maps do.
+        """
         pooled = self._pooled(images)
         return pooled.mean((2, 3)) if pooled.ndim == 4 else pooled
 
@@ -116,10 +133,37 @@ class StagedModel(nn.Module):
 
     def _pooled(self, images: torch.Tensor) -> torch.Tensor:
         outputs = images
-        for stage in self.stages.values():
-            outputs = stage(outputs)
+        for number, stage in enumerate(self.stages.values()):
+            if number < self._freeze_depth and self.training:
+                with torch.no_grad():
+                    outputs = stage(outputs)
+            else:
+                outputs = stage(outputs)
         pooled: torch.Tensor = self.pool(outputs)
         return pooled
+
+    @property
+    def freeze_depth(self) -> int:
+        """How many stages are frozen, counted from the input."""
+        return self._freeze_depth
+
+    def freeze(self, depth: int) -> None:
+        """Freeze the first `depth` stages and train all others, but for parameters that the family never trains."""
+        assert 0 <= depth < len(self.stage_names)
+        self._freeze_depth = depth
+        frozen = tuple(f"stages.{name}." for name in self.stage_names[:depth])
+        for name, parameter in self.named_parameters():
+            parameter.requires_grad_(not name.startswith(frozen) and name not in self._never_trained)
+            if not parameter.requires_grad:
+                parameter.grad = None
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> Self:
+        """Put the network into training mode, all but its frozen stages; or all of it into evaluation mode."""
+        super().train(mode)
+        for name in self.stage_names[: self._freeze_depth]:
+            self.stages[name].eval()
+        return self
 
 
 @dataclass(frozen=True)
@@ -170,7 +214,7 @@ FAMILIES = Families("model family")
 
 
 def build(config: ModelConfig, *, num_classes: int, in_channels: int, image_size: int) -> StagedModel:
-    """The configured network with fresh weights drawn from torch's global generator.
+    """The configured network with fresh weights drawn from torch's global generator, its first stages frozen as asked.
 
     Args:
         config: the recipe's `model` section.
@@ -179,7 +223,7 @@ def build(config: ModelConfig, *, num_classes: int, in_channels: int, image_size
         image_size: pixels on each side of the images to come.
 
     Raises:
-        UserError: an unknown family, or images too small for the network.
+        UserError: an unknown family, images too small for the network, or a freeze depth that it does not have.
     """
     model = FAMILIES.get(config.family).build(
         config, num_classes=num_classes, in_channels=in_channels, image_size=image_size
@@ -189,6 +233,7 @@ def build(config: ModelConfig, *, num_classes: int, in_channels: int, image_size
             f"augment.image_size {image_size} is too small for this {config.family}, which needs at least "
             f"{model.min_image_size} pixels. Enlarge augment.image_size or choose a smaller network."
         )
+    model.freeze(resolve_depth(config.freeze_depth, model.stage_names, field="model.freeze_depth"))
     return model
 
 

@@ -2,27 +2,29 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
 from torch import nn
 
 from imgcls.data.augment import Preprocessing
 from imgcls.data.loading import Batch, Loader
 from imgcls.errors import UserError
 from imgcls.evaluation.metrics import confusion_matrix, macro_f1
+from imgcls.models.family import StagedModel
+from imgcls.models.freezing import Depth, thaw_schedule
 from imgcls.sections import Section
 from imgcls.tables import History, Row
 from imgcls.training.checkpoint import Checkpoint
 from imgcls.training.device import Plan
 from imgcls.training.mixing import Mixing, training_loss
-from imgcls.training.optim import OptimConfig, build_optimizer, learning_rate
+from imgcls.training.optim import OptimConfig, add_thawed, build_optimizer, learning_rate, set_learning_rate
 
 BEST, LAST = "best.pt", "last.pt"
 
@@ -44,8 +46,33 @@ class TrainConfig(Section):
     """The figure that decides which epoch is the best and when to stop early; ties go to the lower val/loss."""
     patience: Annotated[int, Field(ge=1)] | None = None
     """Epochs without a better `monitor` after which training stops; null trains all epochs."""
+    unfreeze: dict[Annotated[int, Field(ge=2)], Depth] = Field(default_factory=dict)
+    """epoch: depth. From the start of that epoch on only so many stages are frozen, counted as `model.freeze_depth` is,
+    with which it begins: {5: 3, 10: 0}. What thaws joins the schedule where it is; what was trained before goes on as
+    it was."""
     output_dir: str = "outputs"
     """Folder for checkpoints and for what waits to be sent; emptied of a run once all is in MLflow."""
+
+    @field_validator("unfreeze", mode="before")
+    @classmethod
+    def _epochs_as_json_writes_them(cls, value: Any) -> Any:
+        """JSON, and a dotted name on the command line, have no keys but texts."""
+        if not isinstance(value, Mapping):
+            return value
+        epochs = {k: int(k) if isinstance(k, str) and k.isdecimal() and k.isascii() else k for k in value}
+        if len(set(epochs.values())) < len(epochs):
+            raise ValueError("expected every epoch once")
+        return {epochs[k]: depth for k, depth in value.items()}
+
+    @model_validator(mode="after")
+    def _thaws_while_training(self) -> Self:
+        late = [epoch for epoch in self.unfreeze if epoch > self.epochs]
+        if late:
+            raise ValueError(
+                f"unfreeze has epoch {min(late)}, but there are only {self.epochs}. Raise train.epochs, or take the "
+                "epoch out of train.unfreeze; {} thaws nothing"
+            )
+        return self
 
 
 @dataclass(frozen=True)
@@ -121,6 +148,7 @@ def fit(
     mixing: Mixing | None = None,
     stop: Callable[[], bool] = lambda: False,
     on_step: Callable[[Step], None] = lambda _step: None,
+    on_thaw: Callable[[int], None] = lambda _epoch: None,
 ) -> Iterator[Row]:
     """Train the model in place, yielding a row (see `History`) after every epoch.
 
@@ -128,10 +156,16 @@ def fit(
     `stop()` turns true, the loop ends after the batch in work and writes `last.pt` with the part of the epoch
     that is done; no row is yielded for it. `class_weights` (C,) weigh the training loss, and so `train/loss`;
     `val/loss` is that of the images as they are. `mixing` mixes the training images of a batch with each other.
+    `on_thaw(epoch)` is called when an epoch begins with fewer stages frozen than the one before.
 
     Raises:
-        UserError: the loss became infinite or not a number, or a checkpoint cannot be written.
+        UserError: the loss became infinite or not a number, a checkpoint cannot be written, or the model cannot thaw as
+            `config.unfreeze` asks.
     """
+    thaws: dict[int, int] = {}
+    if config.unfreeze:
+        assert isinstance(model, StagedModel)
+        thaws = thaw_schedule(config.unfreeze, model.stage_names, model.freeze_depth)
     trainer = _Trainer(
         model,
         optim,
@@ -144,6 +178,9 @@ def fit(
     history = History()
     since_best = 0
     for epoch in range(1, config.epochs + 1):
+        if epoch in thaws:
+            trainer.thaw(thaws[epoch])
+            on_thaw(epoch)
         begin = time.perf_counter()
         done, totals = 0, _Totals(plan.device)
         for batch in train.epoch(epoch):
@@ -163,6 +200,8 @@ def fit(
             trainer.checkpoint(epoch - 1, done, history).save(checkpoints / LAST)
             return
         row: Row = {"epoch": epoch, "train/loss": loss, "train/acc": acc, **measured, "lr": trainer.lr}
+        if isinstance(model, StagedModel):
+            row["model/freeze_depth"] = model.freeze_depth
         row["images_per_s"] = totals.count / seconds
         row["seconds"] = time.perf_counter() - begin
         history.rows.append(row)
@@ -208,8 +247,7 @@ class _Trainer:
         self.lr = learning_rate(
             self._optim, step=self._steps, num_steps=self._num_steps, steps_per_epoch=steps_per_epoch
         )
-        for group in self._optimizer.param_groups:
-            group["lr"] = self.lr
+        set_learning_rate(self._optimizer, self.lr)
         self.model.train()
         inputs, labels = self._to_device(batch)
         if self._mixing is not None:
@@ -223,6 +261,12 @@ class _Trainer:
         self._scaler.update()
         self._steps += 1
         totals.add(loss, logits, labels if labels.ndim == 1 else labels.argmax(1))
+
+    def thaw(self, depth: int) -> None:
+        """Train all but the first `depth` stages from now on."""
+        assert isinstance(self.model, StagedModel)
+        self.model.freeze(depth)
+        add_thawed(self._optimizer, self._optim, self.model)
 
     @torch.no_grad()
     def evaluate(self, loader: Loader, stop: Callable[[], bool]) -> Row | None:

@@ -1,16 +1,18 @@
 """Optimisers and learning-rate schedules by name."""
 
 import math
-from collections.abc import Callable, Iterable
-from typing import Self
+from collections.abc import Callable, Collection, Iterable
+from typing import Any, Self
 
 import torch
 from pydantic import Field, field_validator, model_validator
 
+from imgcls.models.family import StagedModel
 from imgcls.plugins import Registry
 from imgcls.sections import Section
 
-Parameters = Iterable[torch.nn.Parameter]
+Parameters = Iterable[dict[str, Any]]
+"""torch's parameter groups."""
 
 OPTIMIZERS: "Registry[Callable[[Parameters, OptimConfig], torch.optim.Optimizer]]" = Registry("optimizer")
 SCHEDULES: "Registry[Callable[[float], float]]" = Registry("learning-rate schedule")
@@ -26,6 +28,12 @@ class OptimConfig(Section):
     """The highest learning rate, reached after the warm-up."""
     weight_decay: float = Field(1e-2, ge=0, le=1)
     """Decoupled (adamw) or L2 (sgd) decay of every trained weight."""
+    decay_norms_and_biases: bool = True
+    """Whether `weight_decay` is for biases and the weights of normalisations too, which are all parameters of one
+    dimension. false is as in He et al. (2018, arXiv:1812.01187)."""
+    layer_decay: float = Field(1.0, gt=0, le=1)
+    """The head learns at the schedule's rate, and each stage towards the input at this share of the next one's (Clark
+    et al. 2020, arXiv:2003.10555; Bao et al. 2021, arXiv:2106.08254, both by layer). 1 is the same rate for all."""
     momentum: float = Field(0.9, ge=0, lt=1)
     """sgd: momentum. adamw: beta1."""
     nesterov: bool = False
@@ -107,5 +115,45 @@ def learning_rate(config: OptimConfig, *, step: int, num_steps: int, steps_per_e
 
 def build_optimizer(config: OptimConfig, model: torch.nn.Module) -> torch.optim.Optimizer:
     """The configured optimiser over the model's trainable parameters."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    return OPTIMIZERS.get(config.optimizer)(parameters, config)
+    return OPTIMIZERS.get(config.optimizer)(parameter_groups(config, model), config)
+
+
+def parameter_groups(
+    config: OptimConfig, model: torch.nn.Module, *, without: Collection[int] = ()
+) -> list[dict[str, Any]]:
+    """The trainable parameters, in the model's order, in one group for each learning rate and weight decay.
+
+    A group's `lr_scale` is its share of the schedule's learning rate; see `set_learning_rate`.
+
+    Args:
+        config: the recipe's `optim` section.
+        model: where it has stages, they share out the learning rate by `layer_decay`.
+        without: ids of parameters to leave out.
+    """
+    stages = [model.stage(name) for name in model.stage_names] if isinstance(model, StagedModel) else [model]
+    groups: dict[tuple[float, bool], dict[str, Any]] = {}
+    for number, stage in enumerate(stages):
+        scale = config.layer_decay ** (len(stages) - 1 - number)
+        for parameter in stage.parameters():
+            if not parameter.requires_grad or id(parameter) in without:
+                continue
+            decays = config.decay_norms_and_biases or parameter.ndim > 1
+            fresh = {"params": [], "lr_scale": scale, "weight_decay": config.weight_decay if decays else 0.0}
+            groups.setdefault((scale, decays), fresh)["params"].append(parameter)
+    return list(groups.values())
+
+
+def add_thawed(optimizer: torch.optim.Optimizer, config: OptimConfig, model: torch.nn.Module) -> None:
+    """Add the trainable parameters that the optimiser does not hold, as new groups; what it holds stays as it is.
+
+    A state that was saved after a thaw loads into an optimiser that has been through the same thaws.
+    """
+    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    for group in parameter_groups(config, model, without=held):
+        optimizer.add_param_group(group)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Give every group its share of the schedule's learning rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group["lr_scale"]

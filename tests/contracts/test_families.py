@@ -5,6 +5,7 @@ import torch
 
 import imgcls.models  # noqa: F401  (registers the families)
 from imgcls.errors import UserError
+from imgcls.models.describe import describe
 from imgcls.models.family import FAMILIES, ModelConfig, StagedModel, build, num_parameters
 from imgcls.models.plaincnn import PlainCNNConfig
 from imgcls.models.quizdnn import QuizDNNConfig
@@ -181,6 +182,31 @@ def test_the_smallest_image_trains_and_a_smaller_one_is_an_error_that_names_it(c
 def test_all_parameters_are_trained_at_first(any_config: ModelConfig) -> None:
     total, trained = num_parameters(sketched(any_config))
     assert total == trained > 0
+
+
+def test_it_freezes_and_thaws_to_any_depth(config: ModelConfig) -> None:
+    depths = len(made(config).stage_names) - 1
+    for depth in (*range(depths, 0, -1), 0):
+        model = made(config.model_copy(update={"freeze_depth": depth})).train()
+        torch.autograd.backward(model(torch.randn(4, 3, 64, 64)).sum())
+        trained = {name for name in model.stage_names for p in model.stage(name).parameters() if p.grad is not None}
+        assert trained == set(model.stage_names[depth:])
+
+
+def test_it_can_be_described_and_the_figures_add_up(config: ModelConfig) -> None:
+    model = made(config)
+    table = describe(model, image_size=64, in_channels=3)
+    assert list(table["stage"]) == list(model.stage_names)
+    assert (table["parameters"].sum(), table["trainable"].sum()) == num_parameters(model)
+    assert (table["macs"] >= 0).all()
+    assert table["macs"].sum() > 0
+    assert list(table["output"])[-1] == "5"
+
+
+def test_a_frozen_network_exports(config: ModelConfig) -> None:
+    model = made(config.model_copy(update={"freeze_depth": "all"})).eval()
+    images = torch.randn(2, 3, 64, 64)
+    assert torch.allclose(torch.export.export(model, (images,)).module()(images), model(images), atol=1e-5)
 
 
 def test_an_unknown_family_lists_the_nearest_and_the_known_ones() -> None:

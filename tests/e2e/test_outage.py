@@ -32,8 +32,8 @@ def check_complete(runs: Runs, run: Any, epochs: int, tmp_path: Path) -> None:
     assert {
         "recipe.yaml", "environment.txt", "history.json",
         "plots/augmentation.png", "plots/curves.png", "plots/confusion_val.png",
-        "tables/per_class_val.csv", "tables/split.csv", "tables/data_check.json", "predictions/val.parquet",
-        "checkpoints/best.pt", "checkpoints/last.pt",
+        "tables/per_class_val.csv", "tables/split.csv", "tables/data_check.json", "tables/model.csv",
+        "predictions/val.parquet", "checkpoints/best.pt", "checkpoints/last.pt",
     } == runs.artifacts(run)  # fmt: skip
     history = History.from_json(runs.download(run, "history.json", tmp_path / "down").read_text())
     assert [row["val/acc"] for row in history.rows] == [value for _, value in runs.history(run, "val/acc")]

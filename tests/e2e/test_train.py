@@ -108,6 +108,7 @@ def test_all_artifacts_are_there(digits: Finished) -> None:
         "tables/per_class_val.csv",
         "tables/split.csv",
         "tables/data_check.json",
+        "tables/model.csv",
         "predictions/val.parquet",
         "checkpoints/best.pt",
         "checkpoints/last.pt",

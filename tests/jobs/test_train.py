@@ -338,3 +338,40 @@ def test_a_class_of_unreadable_images_only_is_an_error(photos: dict[str, Any]) -
     with pytest.raises(UserError, match="every image of the class 'class2' is unreadable"):
         imgcls.train(None, {**photos, "data.on_bad_image": "skip"}, quiet=True)
     assert runs() == []
+
+
+def test_a_thaw_is_told_and_logged_and_the_table_of_the_network_is_there(
+    photos: dict[str, Any], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    texts = {"model.freeze_depth": "all", "train.unfreeze": "{2: 0}"}
+    result = imgcls.train(None, photos, texts=texts)
+    out = capsys.readouterr().out
+    assert "of them trained (block1 frozen)" in out
+    client = connect().client
+    metrics = client.get_run(result.run_id).data.metrics
+    total = int(metrics["model/parameters"])
+    assert f"epoch 2: now {total:,} of {total:,} parameters are trained; stages frozen: none\n" in out
+    trained = [item.value for item in client.get_metric_history(result.run_id, "model/trainable_parameters")]
+    assert trained[0] < trained[1] == total
+    assert [item.value for item in client.get_metric_history(result.run_id, "model/freeze_depth")] == [1, 0]
+    table = pd.read_csv(client.download_artifacts(result.run_id, "tables/model.csv", str(tmp_path)))
+    assert (table["parameters"].sum(), table["macs"].sum()) == (total, metrics["model/macs"])
+    assert imgcls.train(result.recipe.as_dict(), quiet=True).recipe == result.recipe
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"model.freeze_depth": 2}, r"model\.freeze_depth: found 2; expected 0, .* 1 block1 \(or all\)"),
+        ({"train.unfreeze": {2: 0}}, r"train\.unfreeze, epoch 2: found 0, .* for model\.freeze_depth is 0"),
+        ({"model.max_parameters": 5}, r"model\.max_parameters is 5, but it has \d+ parameters"),
+        ({"model.max_macs": 5}, r"model\.max_macs is 5, but it takes [\d,]+ at 8 pixels"),
+        ({"model.min_receptive_field": 6}, r"model\.min_receptive_field is 6, but its block1 sees 5 pixels"),
+    ],
+)
+def test_a_network_that_is_not_as_the_recipe_wants_makes_no_run(
+    photos: dict[str, Any], fields: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        imgcls.train(None, {**photos, **fields}, quiet=True)
+    assert runs() == []

@@ -15,13 +15,14 @@ from torch import nn
 from imgcls.data.augment import AugmentConfig, Preprocessing, evaluation_pipeline, training_pipeline
 from imgcls.data.loading import Loader
 from imgcls.errors import UserError
+from imgcls.models.family import StagedModel, num_parameters
 from imgcls.models.plaincnn import PlainCNNConfig, build_plaincnn
 from imgcls.tables import History, Row
 from imgcls.training.checkpoint import Checkpoint
 from imgcls.training.device import Plan
 from imgcls.training.fit import BEST, LAST, Step, TrainConfig, best_row, fit, seed_all
 from imgcls.training.mixing import build_mixing
-from imgcls.training.optim import OptimConfig
+from imgcls.training.optim import OptimConfig, add_thawed, build_optimizer
 
 COUNT, CLASSES = 26, 2
 LABELS = np.arange(COUNT, dtype=np.int64) % CLASSES
@@ -29,6 +30,7 @@ NOISE = np.random.default_rng(0).normal(0, 40, (COUNT, 8, 8, 1))
 IMAGES = list(np.clip(NOISE + 90 + 60 * LABELS[:, None, None, None], 0, 255).astype(np.uint8))
 STEPS = Preprocessing(1, 8, (0.5,), (0.25,))
 KEYS = {"epoch", "train/loss", "train/acc", "val/loss", "val/acc", "val/f1", "lr", "seconds", "images_per_s"}
+KEYS |= {"model/freeze_depth"}
 
 
 @pytest.fixture(autouse=True)
@@ -64,6 +66,7 @@ def rows(
     augment: AugmentConfig | None = None,
     stop: Callable[[], bool] = lambda: False,
     on_step: Callable[[Step], None] = lambda _step: None,
+    on_thaw: Callable[[int], None] = lambda _epoch: None,
     **train: Any,
 ) -> Iterator[Row]:
     folder.mkdir(exist_ok=True)
@@ -81,6 +84,7 @@ def rows(
         checkpoints=folder,
         stop=stop,
         on_step=on_step,
+        on_thaw=on_thaw,
     )
 
 
@@ -304,3 +308,91 @@ def test_the_hits_of_mixed_images_are_those_of_the_label_with_the_larger_share(t
     list(rows(tmp_path / "a", model=model, epochs=30))
     row = next(rows(tmp_path / "b", model=model, optim=OptimConfig(lr=1e-9), augment=AugmentConfig(mixup=0.1)))
     assert row["train/acc"] > 0.8
+
+
+def frozen(depth: int) -> StagedModel:
+    seed_all(0)
+    config = PlainCNNConfig(num_blocks=3, channels=4)
+    model = build_plaincnn(config, num_classes=CLASSES, in_channels=1, image_size=64)
+    model.freeze(depth)
+    return model
+
+
+def test_what_is_frozen_stays_and_thaws_at_the_start_of_its_epoch(tmp_path: Path) -> None:
+    model = frozen(3)
+    begin = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    told: list[tuple[int, int]] = []
+    changed, found = [], []
+    stream = rows(
+        tmp_path / "c",
+        model=model,
+        epochs=4,
+        unfreeze={4: 0, 3: 2},
+        on_thaw=lambda epoch: told.append((epoch, num_parameters(model)[1])),
+    )
+    for row in stream:
+        found.append(row)
+        after = model.state_dict()
+        changed.append({name.split(".")[1] for name in after if not torch.equal(after[name], begin[name])} - {"1"})
+    assert [row["model/freeze_depth"] for row in found] == [3, 3, 2, 0]
+    assert changed == [set(), set(), {"block3"}, {"block1", "block2", "block3"}]
+    total, _ = num_parameters(model)
+    head, block3 = (sum(p.numel() for p in model.stage(name).parameters()) for name in ("head", "block3"))
+    assert told == [(3, head + block3), (4, total)]
+
+
+def test_the_optimiser_holds_nothing_of_what_is_frozen_and_a_thaw_leaves_its_state(tmp_path: Path) -> None:
+    model = frozen(3)
+    stream = rows(tmp_path / "c", model=model, epochs=3, unfreeze={3: 1})
+    next(stream), next(stream)
+    before = Checkpoint.load(tmp_path / "c" / LAST).optimizer
+    assert len(before["state"]) == len(list(model.head.parameters())) == 2
+    next(stream)
+    after = Checkpoint.load(tmp_path / "c" / LAST).optimizer
+    assert [len(group["params"]) for group in after["param_groups"]] == [2, 12]
+    assert [after["state"][k]["step"] for k in (0, 2, 13)] == [15, 5, 5]  # five steps an epoch
+    assert len({group["lr"] for group in after["param_groups"]}) == 1
+
+
+def test_the_schedule_goes_on_through_a_thaw(tmp_path: Path) -> None:
+    plain = list(rows(tmp_path / "a", model=frozen(3), epochs=4))
+    thawing = list(rows(tmp_path / "b", model=frozen(3), epochs=4, unfreeze={2: 1, 4: 0}))
+    assert [row["lr"] for row in thawing] == [row["lr"] for row in plain]
+    assert without_times(thawing)[0] == without_times(plain)[0]
+    assert thawing[1]["train/loss"] != plain[1]["train/loss"]
+
+
+@pytest.mark.parametrize("optim", [OptimConfig(), OptimConfig(layer_decay=0.5, decay_norms_and_biases=False)])
+def test_a_saved_optimiser_loads_after_the_same_thaws(tmp_path: Path, optim: OptimConfig) -> None:
+    list(rows(tmp_path / "c", model=frozen(3), optim=optim, epochs=2, unfreeze={2: 1}))
+    saved = Checkpoint.load(tmp_path / "c" / LAST)
+    model = frozen(3)
+    model.load_state_dict(saved.model)
+    optimizer = build_optimizer(optim, model)
+    model.freeze(1)
+    add_thawed(optimizer, optim, model)
+    optimizer.load_state_dict(saved.optimizer)
+    again = optimizer.state_dict()
+    assert again["param_groups"] == saved.optimizer["param_groups"]
+    for k, state in saved.optimizer["state"].items():
+        assert all(torch.equal(state[name], again["state"][k][name]) for name in state)
+
+
+def test_a_thaw_of_what_the_network_does_not_have_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"train\.unfreeze, epoch 2: found 9; expected 0"):
+        next(rows(tmp_path / "c", model=frozen(3), unfreeze={2: 9}))
+
+
+@pytest.mark.parametrize("unfreeze", [{5: 3, 10: 0}, {"5": 3, "10": 0}])
+def test_epochs_may_be_texts_as_in_json(unfreeze: dict[Any, int]) -> None:
+    config = TrainConfig.model_validate({"epochs": 10, "unfreeze": unfreeze})
+    assert config.unfreeze == {5: 3, 10: 0}
+    assert TrainConfig.model_validate(config.model_dump(mode="json")) == config
+
+
+@pytest.mark.parametrize(
+    "unfreeze", [{1: 0}, {4: 0}, {2: -1}, {2: True}, {2: None}, {"2": 1, 2: 0}, {"two": 0}, {2.0: 0}, [2], 3]
+)
+def test_thaws_that_cannot_be_are_refused(unfreeze: object) -> None:
+    with pytest.raises(ValidationError, match="unfreeze"):
+        TrainConfig.model_validate({"epochs": 3, "unfreeze": unfreeze})

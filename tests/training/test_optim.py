@@ -8,7 +8,17 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from imgcls.training.optim import OPTIMIZERS, SCHEDULES, OptimConfig, build_optimizer, learning_rate
+from imgcls.models.family import StagedModel
+from imgcls.models.plaincnn import PlainCNNConfig, build_plaincnn
+from imgcls.training.optim import (
+    OPTIMIZERS,
+    SCHEDULES,
+    OptimConfig,
+    build_optimizer,
+    learning_rate,
+    parameter_groups,
+    set_learning_rate,
+)
 
 
 def rates(config: OptimConfig, *, epochs: int, steps_per_epoch: int) -> list[float]:
@@ -27,8 +37,7 @@ def test_every_optimizer_learns_under_every_schedule(optimizer: str, schedule: s
     stepper = build_optimizer(config, model)
     losses = []
     for step in range(60):
-        for group in stepper.param_groups:
-            group["lr"] = learning_rate(config, step=step, num_steps=60, steps_per_epoch=10)
+        set_learning_rate(stepper, learning_rate(config, step=step, num_steps=60, steps_per_epoch=10))
         loss = torch.nn.functional.mse_loss(model(inputs), targets)
         stepper.zero_grad()
         torch.autograd.backward(loss)
@@ -117,3 +126,51 @@ def test_an_unknown_name_lists_the_known_ones(field: str, known: str) -> None:
 def test_values_out_of_range_and_unknown_fields_are_refused(field: str, value: object) -> None:
     with pytest.raises(ValidationError):
         OptimConfig.model_validate({field: value})
+
+
+def staged() -> StagedModel:
+    return build_plaincnn(PlainCNNConfig(num_blocks=2, channels=2), num_classes=2, in_channels=1, image_size=8)
+
+
+def test_by_default_all_parameters_are_in_one_group_in_the_models_order() -> None:
+    model = staged()
+    (group,) = parameter_groups(OptimConfig(weight_decay=0.1), model)
+    assert [id(p) for p in group["params"]] == [id(p) for p in model.parameters()]
+    assert (group["lr_scale"], group["weight_decay"]) == (1, 0.1)
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS.names())
+def test_norms_and_biases_are_spared_the_decay_where_that_is_asked_for(optimizer: str) -> None:
+    model = staged()
+    config = OptimConfig(optimizer=optimizer, weight_decay=0.1, decay_norms_and_biases=False)
+    decay = {
+        id(p): group["weight_decay"] for group in build_optimizer(config, model).param_groups for p in group["params"]
+    }
+    for module in model.modules():
+        norm = isinstance(module, torch.nn.BatchNorm2d)
+        for name, parameter in module.named_parameters(recurse=False):
+            assert decay.pop(id(parameter)) == (0 if norm or name == "bias" else 0.1)
+    assert decay == {}
+
+
+def test_each_stage_learns_at_a_share_of_the_next_ones_rate() -> None:
+    model = staged()
+    optimizer = build_optimizer(OptimConfig(layer_decay=0.5), model)
+    set_learning_rate(optimizer, 0.8)
+    rate = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    for name, expected in [("block1", 0.2), ("block2", 0.4), ("head", 0.8)]:
+        assert [rate[id(p)] for p in model.stage(name).parameters()] == pytest.approx(
+            [expected] * len(list(model.stage(name).parameters()))
+        )
+
+
+def test_a_frozen_stage_changes_no_other_stages_rate() -> None:
+    model = staged()
+    model.freeze(1)
+    assert [group["lr_scale"] for group in parameter_groups(OptimConfig(layer_decay=0.5), model)] == [0.5, 1]
+
+
+@pytest.mark.parametrize("value", [0, 1.1, -1])
+def test_a_layer_decay_out_of_range_is_refused(value: float) -> None:
+    with pytest.raises(ValidationError):
+        OptimConfig(layer_decay=value)

@@ -1,0 +1,105 @@
+"""The verb `models`: which families there are, and what a network of one is made of."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from imgcls import recipe as recipes
+from imgcls.errors import UserError
+from imgcls.models.describe import describe, size_mb
+from imgcls.models.family import FAMILIES, ModelConfig, StagedModel, build, num_parameters
+from imgcls.models.freezing import in_words
+from imgcls.plugins import nearest
+
+NUM_CLASSES, IMAGE_SIZE, CHANNELS = 1000, 224, 3
+"""ImageNet's, at which the figures in the papers are."""
+
+
+def list_families(text: str = "") -> str:
+    """A table of the model families with `text` in their name, each with its fields' defaults.
+
+    Raises:
+        UserError: there is none.
+    """
+    names = [name for name in FAMILIES.names() if text.casefold() in name.casefold()]
+    if not names:
+        guess = nearest(text, FAMILIES.names())
+        hint = f" Did you mean {guess!r}?" if guess else " Leave it out to see all."
+        raise UserError(f"no model family has {text!r} in its name.{hint}")
+    rows = [("family", "stages", "parameters", "MB", "weights")]
+    for name in names:
+        model = _built(
+            FAMILIES.get(name).config(), num_classes=NUM_CLASSES, in_channels=CHANNELS, image_size=IMAGE_SIZE
+        )
+        total, _ = num_parameters(model)
+        weights = ", ".join(_weights(name)) or "-"
+        rows.append((name, str(len(model.stage_names)), f"{total:,}", f"{size_mb(model):,.1f}", weights))
+    note = f"With {NUM_CLASSES:,} classes and the fields' defaults. One of them in full: imgcls models describe NAME\n"
+    return _aligned(rows, left=(0, 4)) + note
+
+
+def describe_family(
+    name: str | None, texts: Mapping[str, str], *, image_size: int, num_classes: int, in_channels: int
+) -> str:
+    """A table of the stages of a network, and its totals.
+
+    Args:
+        name: of the family.
+        texts: fields of the recipe's `model` section as they were typed, by dotted name.
+        image_size: pixels on each side of the image.
+        num_classes: width of the head's output.
+        in_channels: 1 or 3.
+
+    Raises:
+        UserError: no name, an unknown one, or a field or value that the family does not have.
+    """
+    if name is None:
+        raise UserError(f"which network? Expected one of: {', '.join(FAMILIES.names())}.")
+    foreign = [field for field in texts if not field.startswith("model.") or field == "model.family"]
+    if foreign:
+        raise UserError(f"--{foreign[0]} is no field of a network; expected NAME and fields such as --model.dropout.")
+    config = recipes.resolve({"model": {"family": name}}, texts=texts).recipe.model
+    model = _built(config, num_classes=num_classes, in_channels=in_channels, image_size=image_size)
+    table = describe(model, image_size=image_size, in_channels=in_channels)
+    header = ("stage", "output", "parameters", "trained", "MACs", "receptive field")
+    rows = [header, *(_cells(row) for row in table.itertuples(index=False))]
+    total = table[["parameters", "trainable", "macs"]].sum()
+    rows.append(("total", "", *(f"{value:,}" for value in total), ""))
+    frozen = in_words(model.stage_names, model.freeze_depth)
+    return _aligned(rows, left=(0, 1)) + (
+        f"{name}, {size_mb(model):,.1f} MB, for {in_channels}x{image_size}x{image_size} and {num_classes:,} classes; "
+        f"frozen: {frozen}.\nMACs: multiply-accumulates for one image. Receptive field: pixels, with the gates of "
+        "squeeze-and-excitation held constant.\n"
+    )
+
+
+def _built(config: ModelConfig, *, num_classes: int, in_channels: int, image_size: int) -> StagedModel:
+    """The network without memory for its weights; with it where a family computes while it builds."""
+    try:
+        with torch.device("meta"):
+            return build(config, num_classes=num_classes, in_channels=in_channels, image_size=image_size)
+    except NotImplementedError:
+        return build(config, num_classes=num_classes, in_channels=in_channels, image_size=image_size)
+
+
+def _weights(name: str) -> list[str]:
+    """The names of torchvision's pretrained weights of this family."""
+    from torchvision.models import get_model_weights, list_models
+
+    return [weights.name for weights in get_model_weights(name)] if name in list_models() else []
+
+
+def _cells(row: Sequence[object]) -> tuple[str, ...]:
+    return tuple(f"{value:,}" if isinstance(value, int) else str(value) for value in row)
+
+
+def _aligned(rows: Sequence[tuple[str, ...]], *, left: tuple[int, ...]) -> str:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = [
+        "  ".join(
+            cell.ljust(width) if column in left else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    ]
+    return "".join(line.rstrip() + "\n" for line in lines)
