@@ -26,16 +26,13 @@ def list_families(text: str = "") -> str:
         guess = nearest(text, FAMILIES.names())
         hint = f" Did you mean {guess!r}?" if guess else " Leave it out to see all."
         raise UserError(f"no model family has {text!r} in its name.{hint}")
-    rows = [("family", "stages", "parameters", "MB", "weights")]
+    rows = [("family", "parameters", "MB", "weights")]
     for name in names:
-        model = _built(
-            FAMILIES.get(name).config(), num_classes=NUM_CLASSES, in_channels=CHANNELS, image_size=IMAGE_SIZE
-        )
-        total, _ = num_parameters(model)
-        weights = ", ".join(_weights(name)) or "-"
-        rows.append((name, str(len(model.stage_names)), f"{total:,}", f"{size_mb(model):,.1f}", weights))
+        count, weights = _size(name)
+        size = ("-", "-") if count is None else (f"{count:,}", f"{4 * count / 1e6:,.1f}")
+        rows.append((name, *size, ", ".join(weights) or "-"))
     note = f"With {NUM_CLASSES:,} classes and the fields' defaults. One of them in full: imgcls models describe NAME\n"
-    return _aligned(rows, left=(0, 4)) + note
+    return _aligned(rows, left=(0, 3)) + note
 
 
 def describe_family(
@@ -82,11 +79,21 @@ def _built(config: ModelConfig, *, num_classes: int, in_channels: int, image_siz
         return build(config, num_classes=num_classes, in_channels=in_channels, image_size=image_size)
 
 
-def _weights(name: str) -> list[str]:
-    """The names of torchvision's pretrained weights of this family."""
+def _size(name: str) -> tuple[int | None, list[str]]:
+    """The parameters of a family's network, and torchvision's names of its pretrained weights.
+
+    Those of torchvision's networks are counted there: to build all of them takes a minute. Where the name stands for
+    many networks, there is no count.
+    """
     from torchvision.models import get_model_weights, list_models
 
-    return [weights.name for weights in get_model_weights(name)] if name in list_models() else []
+    if name in list_models():
+        known = list(get_model_weights(name))
+        return int(known[0].meta["num_params"]), [weights.name for weights in known]
+    if "<" in name:
+        return None, []
+    config = FAMILIES.get(name).config(family=name)
+    return num_parameters(_built(config, num_classes=NUM_CLASSES, in_channels=CHANNELS, image_size=IMAGE_SIZE))[0], []
 
 
 def _cells(row: Sequence[object]) -> tuple[str, ...]:

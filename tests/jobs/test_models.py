@@ -14,8 +14,11 @@ def described(name: str | None, texts: dict[str, str] | None = None) -> str:
 def test_every_family_is_listed_with_its_parameters_and_weights() -> None:
     lines = list_families().splitlines()
     assert [line.split()[0] for line in lines[1:-1]] == FAMILIES.names()
-    assert "resnet18       6  11,689,512  46.8  IMAGENET1K_V1" in lines
-    assert lines[0].split() == ["family", "stages", "parameters", "MB", "weights"]
+    cells = {line.split()[0]: line.split()[1:] for line in lines[:-1]}
+    assert cells["resnet18"] == ["11,689,512", "46.8", "IMAGENET1K_V1"]
+    assert cells["resnet50"] == ["25,557,032", "102.2", "IMAGENET1K_V1,", "IMAGENET1K_V2"]
+    assert cells["quizdnn"] == [f"{299_018 + 990 * 65:,}", "1.5", "-"]
+    assert cells["family"] == ["parameters", "MB", "weights"]
 
 
 def test_a_list_can_be_cut_down_to_a_part_of_a_name() -> None:

@@ -5,13 +5,13 @@ from collections.abc import Callable, Mapping
 
 import pytest
 import torch
-from imgcls.models.torchvision import ResNetConfig, build_resnet
 from torch import nn
 
 from imgcls.errors import UserError
 from imgcls.models.describe import GLOBAL, check_contracts, describe, receptive_fields, size_mb
-from imgcls.models.family import ModelConfig, StagedModel
+from imgcls.models.family import ModelConfig, StagedModel, build
 from imgcls.models.plaincnn import PlainCNNConfig, build_plaincnn
+from imgcls.models.torchvision import ResNetConfig
 
 
 class Residual(nn.Module):
@@ -106,7 +106,7 @@ def plaincnn() -> StagedModel:
 
 
 def resnet18() -> StagedModel:
-    return build_resnet(ResNetConfig(), num_classes=5, in_channels=3, image_size=64)
+    return build(ResNetConfig(), num_classes=5, in_channels=3, image_size=64)
 
 
 NETWORKS = [strided, dilated, residual, pooled, separable, channels_last, plaincnn, resnet18]
