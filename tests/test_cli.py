@@ -40,6 +40,7 @@ augment:
   mixup: 0.0
   cutmix: 0.0
   mix_prob: 1.0
+  eval_crop: auto
   normalize: dataset
 model:
   family: plaincnn

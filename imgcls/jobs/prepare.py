@@ -108,7 +108,7 @@ def prepare(resolved: Resolved, console: Console) -> Prepared:
     weights = _class_weights(manifest, recipe)
     chances = weights[manifest.part("train").labels] if recipe.data.balance == "oversample" else None
     train_loader = _loader("train", images["train"], random_steps, manifest, recipe, plan, chances)
-    val_loader = _loader("val", images["val"], evaluation_pipeline(size), manifest, recipe, plan)
+    val_loader = _loader("val", images["val"], evaluation_pipeline(size, steps.eval_crop), manifest, recipe, plan)
     counts = ", ".join(f"{name} {count:,}" for name, count in manifest.counts().items())
     console.say(
         f"{len(manifest):,} images of {len(manifest.classes):,} classes ({counts}) at {size} px; "

@@ -155,6 +155,19 @@ def test_evaluation_takes_the_middle_of_a_small_image_whole() -> None:
     assert np.array_equal(evaluation_pipeline(10)(image), image[:, 3:13])
 
 
+def test_evaluation_takes_the_share_that_is_asked_for() -> None:
+    image = np.zeros((200, 300, 3), np.uint8)
+    image[:, 50:250] = 255  # the square in the middle
+    image[:10] = image[-10:] = 128
+    assert (evaluation_pipeline(100, 1.0)(image)[0] == 128).all()
+    assert (evaluation_pipeline(100, 0.8)(image) == 255).all()
+    config = AugmentConfig(eval_crop=0.9, normalize="none")
+    steps = preprocessing(config, size=100, channels=3, train_images=[image])
+    assert steps.eval_crop == 0.9
+    assert Preprocessing.from_dict(steps.as_dict()) == steps
+    assert Preprocessing.from_dict({"channels": 1, "image_size": 8, "mean": [0], "std": [1]}).eval_crop is None
+
+
 def test_evaluation_takes_seven_eighths_of_a_large_image() -> None:
     image = noise(80, 80)
     assert np.array_equal(evaluation_pipeline(70)(image), image[5:75, 5:75])
@@ -317,14 +330,15 @@ def test_preprocessing_survives_json() -> None:
 @pytest.mark.parametrize(("size", "channels"), [(8, 1), (8, 3), (70, 1), (70, 3)])
 @pytest.mark.parametrize("ending", ["png", "jpg"])
 @pytest.mark.parametrize("image", [(20, 16), (150, 100)])
+@pytest.mark.parametrize("crop", [None, 0.8, 1.0])
 def test_serving_sees_the_very_pixels_that_training_saw(
-    make_folder: Callable[..., Path], size: int, channels: int, ending: str, image: tuple[int, int]
+    make_folder: Callable[..., Path], size: int, channels: int, ending: str, image: tuple[int, int], crop: float | None
 ) -> None:
     manifest = scan(FolderConfig(root=str(make_folder(classes=2, images=2, size=image, ending=ending))))
-    steps = Preprocessing(channels, size, (0.5,) * channels, (0.5,) * channels)
+    steps = Preprocessing(channels, size, (0.5,) * channels, (0.5,) * channels, crop)
     images = open_images(manifest, channels=channels, short_side=steps.store_size, budget=2**24)
     for row, path in enumerate(manifest.frame["path"]):
-        trained = evaluation_pipeline(size)(images[row])
+        trained = evaluation_pipeline(size, crop)(images[row])
         assert trained.shape == (size, size, channels)
         assert np.array_equal(steps.load(Path(path).read_bytes()), trained)
 

@@ -73,6 +73,7 @@ def result(folder_of_the_store: Path) -> Iterator[TrainResult]:
     with pytest.MonkeyPatch.context() as patch:
         use_store(patch, folder_of_the_store, "digits")
         overrides = {"optim.lr": 0.01, "train.epochs": 1, "model.num_blocks": 1, "model.channels": 8}
+        overrides["augment.eval_crop"] = 0.8  # what validation sees, the model must see
         yield imgcls.train(DIGITS / "digits.yaml", overrides, quiet=True)
 
 

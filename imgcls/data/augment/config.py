@@ -49,6 +49,10 @@ class AugmentConfig(Section):
     0 is off; beside mixup each batch gets one of both. Yun et al. 2019, arXiv:1905.04899."""
     mix_prob: float = Field(1.0, gt=0, le=1)
     """Share of the training batches that mixup or cutmix mixes."""
+    eval_crop: Annotated[float, Field(ge=0.8, le=1)] | Literal["auto"] = "auto"
+    """Share of the shorter side that is seen in evaluation and serving, where the middle of the image is taken. auto:
+    0.875 above 64 pixels, as published weights are measured, else 1. Objects look larger in random crops than in whole
+    images, so a model that was trained on those may do better with less (Touvron et al. 2019, arXiv:1906.06423)."""
     normalize: Literal["auto", "imagenet", "dataset", "weights", "none"] = "auto"
     """Channel means and deviations: ImageNet's, measured on the training images, those that model.weights was trained
     with, or none (0..1 as it is). auto: the weights' where they are known, else ImageNet's."""

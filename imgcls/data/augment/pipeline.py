@@ -62,8 +62,14 @@ def middle(size: int, side: int | None = None) -> list[Any]:
 
 
 @lru_cache(maxsize=16)
-def evaluation_pipeline(size: int) -> Pipeline:
-    """The middle of the image: the shorter side to `size` (above 64 pixels to size / 0.875), then a centre crop."""
-    if size <= SMALL:
+def evaluation_pipeline(size: int, crop: float | None = None) -> Pipeline:
+    """The middle of the image.
+
+    Args:
+        size: pixels a side of what it gives.
+        crop: share of the image's shorter side that is seen, above 0 to 1. None: 0.875 above 64 pixels, else all.
+    """
+    crop = crop or (1.0 if size <= SMALL else 0.875)
+    if crop == 1:
         return Pipeline(middle(size), fixed_size=size)
-    return Pipeline(middle(size, round(size / 0.875)))
+    return Pipeline(middle(size, round(size / crop)))

@@ -37,12 +37,14 @@ class Preprocessing:
         channels: 1 or 3.
         image_size: pixels on each side of the network's input.
         mean, std: per channel, on the 0..1 scale.
+        eval_crop: share of the image's shorter side that the network sees; None is that of `evaluation_pipeline`.
     """
 
     channels: int
     image_size: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    eval_crop: float | None = None
 
     @property
     def store_size(self) -> int:
@@ -59,7 +61,7 @@ class Preprocessing:
             pixels = decode(image, channels=self.channels, short_side=self.store_size)
         else:
             pixels = shrink(to_channels(image, self.channels), self.store_size)
-        return evaluation_pipeline(self.image_size)(pixels)
+        return evaluation_pipeline(self.image_size, self.eval_crop)(pixels)
 
     def to_input(self, batch: torch.Tensor) -> torch.Tensor:
         """(B, H, W, C) uint8 as the network's input, (B, C, H, W) float32, on the batch's device."""
@@ -82,7 +84,8 @@ class Preprocessing:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Preprocessing":
         """The inverse of `as_dict`."""
-        return cls(values["channels"], values["image_size"], tuple(values["mean"]), tuple(values["std"]))
+        mean, std = tuple(values["mean"]), tuple(values["std"])
+        return cls(values["channels"], values["image_size"], mean, std, values.get("eval_crop"))
 
 
 def preprocessing(
@@ -104,17 +107,30 @@ def preprocessing(
         train: their manifest, by whose contents the statistics are kept in the cache; None measures anew.
         weights: mean and deviation that the pretrained weights were trained with, where there are such.
     """
+    mean, std = _normalization(config, size, channels, train_images, train, weights)
+    crop = None if config.eval_crop == "auto" else config.eval_crop
+    return Preprocessing(channels, size, mean, std, crop)
+
+
+def _normalization(
+    config: AugmentConfig,
+    size: int,
+    channels: int,
+    train_images: Images,
+    train: Manifest | None,
+    weights: Normalization | None,
+) -> Normalization:
     if config.normalize == "weights" or (config.normalize == "auto" and weights is not None):
         assert weights is not None, "whoever reads the weights says so before"
-        return Preprocessing(channels, size, *_for_channels(weights, channels))
+        return _for_channels(weights, channels)
     if config.normalize == "none":
-        return Preprocessing(channels, size, (0.0,) * channels, (1.0,) * channels)
+        return (0.0,) * channels, (1.0,) * channels
     if config.normalize in ("auto", "imagenet"):
         if channels == 3:
-            return Preprocessing(channels, size, IMAGENET_MEAN, IMAGENET_STD)
-        return Preprocessing(channels, size, (round(float(np.mean(IMAGENET_MEAN)), 4),), (0.226,))
+            return IMAGENET_MEAN, IMAGENET_STD
+        return (round(float(np.mean(IMAGENET_MEAN)), 4),), (0.226,)
     statistics = _statistics(train_images, size=size, channels=channels, train=train)
-    return Preprocessing(channels, size, tuple(statistics["mean"]), tuple(statistics["std"]))
+    return tuple(statistics["mean"]), tuple(statistics["std"])
 
 
 def _for_channels(weights: Normalization, channels: int) -> Normalization:
