@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from queue import SimpleQueue
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -54,9 +55,12 @@ class Signals:
         self._deferred = self._held = self._finishing = False
         self._before: dict[int, Any] = {}
         self._mlflow_run: Any = None  # its process, above this one
+        self._postponed: SimpleQueue[int | None] = SimpleQueue()
 
     def __enter__(self) -> "Signals":
         if threading.current_thread() is threading.main_thread():
+            # Started here, for a handler may interrupt whoever holds the locks that starting a thread needs.
+            threading.Thread(target=self._send_again, daemon=True, name="imgcls-signals").start()
             for number in HANDLED:
                 if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
                     self._before[number] = signal.signal(number, self._handle)
@@ -75,6 +79,7 @@ class Signals:
                 with suppress(Exception):  # psutil's, which is imported only where it is needed: it is gone already
                     self._mlflow_run.terminate()
         self._mlflow_run = None
+        self._postponed.put(None)
         if self._ends_process and isinstance(error, Stopped):
             return  # a second Ctrl-C on the way out must not turn the exit code into another
         for number, handler in self._before.items():
@@ -126,11 +131,15 @@ class Signals:
                 return
             time.sleep(0.5)
 
+    def _send_again(self) -> None:
+        """Send the signals again that came at a bad moment, until `None`."""
+        while (number := self._postponed.get()) is not None:
+            time.sleep(IMPORT_WAIT_SECONDS)
+            os.kill(os.getpid(), number)
+
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if _is_importing(frame):
-            again_later = threading.Timer(IMPORT_WAIT_SECONDS, os.kill, (os.getpid(), number))
-            again_later.daemon = True
-            again_later.start()
+            self._postponed.put(number)
             return
         self._counts[number] += 1
         again = self._counts[number]

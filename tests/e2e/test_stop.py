@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from imgcls.training.checkpoint import Checkpoint
-from tests.e2e.conftest import CHECKOUT, Child, Runs, Spawn, all_gone, imgcls
+from tests.e2e.conftest import CHECKOUT, PATIENCE, Child, Runs, Spawn, all_gone, imgcls
 
 pytestmark = pytest.mark.slow
 
@@ -114,12 +114,19 @@ def test_sigterm_to_mlflow_run_leaves_neither_a_process_nor_an_open_run(
     check_killed(store, store.only("terminated"), "SIGTERM", tmp_path)
 
 
+def watches(child: Child) -> bool:
+    """Whether imgcls, below `mlflow run`, has begun to watch over it: with a thread, beside that for signals."""
+    return any(process.num_threads() >= 3 for process in child.family()[1:])
+
+
 def test_sigterm_to_mlflow_run_before_the_training_leaves_neither_too(
     store: Runs, spawn: Spawn, tmp_path: Path
 ) -> None:
     child = mlflow_run(spawn, store, "terminated early", tmp_path)
     child.wait_for("Running command")
-    time.sleep(1.5)
+    deadline = time.monotonic() + PATIENCE
+    while time.monotonic() < deadline and not watches(child):  # before, nobody can know who started it
+        time.sleep(0.05)
     family = child.family()
     assert len(family) >= 2
     child.process.send_signal(signal.SIGTERM)
