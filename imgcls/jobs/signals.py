@@ -56,6 +56,7 @@ class Signals:
         self._before: dict[int, Any] = {}
         self._mlflow_run: Any = None  # its process, above this one
         self._postponed: SimpleQueue[int | None] = SimpleQueue()
+        self._hook_before: Any = None
 
     def __enter__(self) -> "Signals":
         if threading.current_thread() is threading.main_thread():
@@ -64,6 +65,7 @@ class Signals:
             for number in HANDLED:
                 if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
                     self._before[number] = signal.signal(number, self._handle)
+            self._hook_before, sys.unraisablehook = sys.unraisablehook, self._dropped
             self._mlflow_run = _find_mlflow_run()
         if self._mlflow_run is not None:
             threading.Thread(target=self._end_with, args=(self._mlflow_run,), daemon=True, name="imgcls-watch").start()
@@ -84,6 +86,8 @@ class Signals:
             return  # a second Ctrl-C on the way out must not turn the exit code into another
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        if self._hook_before is not None:
+            sys.unraisablehook = self._hook_before
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
@@ -136,6 +140,16 @@ class Signals:
         while (number := self._postponed.get()) is not None:
             time.sleep(IMPORT_WAIT_SECONDS)
             os.kill(os.getpid(), number)
+
+    def _dropped(self, unraisable: Any) -> None:
+        """Where `Stopped` came inside a destructor or a weak reference's callback, Python drops it: once more, then."""
+        if not isinstance(unraisable.exc_value, Stopped):
+            self._hook_before(unraisable)
+            return
+        number = unraisable.exc_value.signum
+        self._counts[number] -= 1
+        self.requested = None
+        self._postponed.put(number)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if _is_importing(frame):

@@ -42,6 +42,21 @@ def test_a_signal_waits_for_the_end_of_an_import(tmp_path: Path, monkeypatch: py
             time.sleep(2)
 
 
+def test_a_signal_inside_a_destructor_is_not_lost(capfd: pytest.CaptureFixture[str]) -> None:
+    class Interrupted:
+        def __del__(self) -> None:
+            signal.raise_signal(signal.SIGTERM)
+
+    before = sys.unraisablehook
+    with Signals():
+        thing = Interrupted()
+        del thing  # Python prints and drops what a destructor raises
+        with pytest.raises(Stopped, match="SIGTERM"):
+            time.sleep(2)
+    assert sys.unraisablehook == before
+    assert capfd.readouterr().err == ""
+
+
 def test_stopped_is_not_caught_by_a_handler_of_exceptions() -> None:
     assert not issubclass(Stopped, Exception)
 
