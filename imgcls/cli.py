@@ -168,7 +168,7 @@ def data_check(words: tuple[str, ...], full: bool, json_to: str | None, no_run: 
     is_flag=False,
     flag_value="all",
     default=None,
-    help="Remove all that can be made again, or one kind; downloads only where KIND is torchvision.",
+    help="Remove all that can be made again, or one kind; downloads only where KIND is torchvision or weights.",
 )
 @click.option(
     "--keep",

@@ -10,7 +10,9 @@ from imgcls.data import cache
 from imgcls.errors import UserError
 from imgcls.plugins import unknown_name
 
-ALL, FACTS, DOWNLOADS = "all", "facts", "torchvision"
+ALL, FACTS = "all", "facts"
+DOWNLOADS = ("torchvision", "weights")
+"""What came from the network: never removed but by its own name."""
 
 
 class _Line(NamedTuple):
@@ -24,14 +26,15 @@ def run(*, clear: str | None = None, keep_gib: float | None = None) -> str:
     """Remove what is asked for; what was removed, and a table of what is kept.
 
     Args:
-        clear: a kind of entry, `facts`, `torchvision`, or `all` for what can be made again: all but downloads.
+        clear: a kind of entry, `facts`, `torchvision`, `weights`, or `all` for what can be made again: all but the
+            last two, which are downloads.
         keep_gib: GiB that all entries together may take; those used least recently go.
 
     Raises:
         UserError: there is no such kind, or the folder may not be written.
     """
-    if clear is not None and clear not in (*cache.KINDS, FACTS, DOWNLOADS, ALL):
-        raise unknown_name("kind", clear, (*cache.KINDS, FACTS, DOWNLOADS, ALL))
+    if clear is not None and clear not in (*cache.KINDS, FACTS, *DOWNLOADS, ALL):
+        raise unknown_name("kind", clear, (*cache.KINDS, FACTS, *DOWNLOADS, ALL))
     try:
         told = _removed("left by killed processes", cache.sweep())
         if clear is not None:
@@ -60,10 +63,13 @@ def _clear(clear: str) -> int:
         for path in _fact_files():
             freed += cache.size_of(path)
             path.unlink(missing_ok=True)
-    if clear == DOWNLOADS:
-        for path in _downloads():
+    if clear in DOWNLOADS:
+        for path in _downloads(clear):
             freed += cache.size_of(path)
-            shutil.rmtree(path)
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
     return freed
 
 
@@ -71,22 +77,24 @@ def _fact_files() -> list[Path]:
     return sorted(cache.cache_dir().glob("facts.db*"))
 
 
-def _downloads() -> list[Path]:
-    return sorted(path for path in (cache.cache_dir() / DOWNLOADS).glob("*") if path.is_dir())
+def _downloads(kind: str) -> list[Path]:
+    """Data sets are folders, weights are files; a file beside data sets is a mark of ours."""
+    found = (cache.cache_dir() / kind).glob("*")
+    return sorted(path for path in found if path.is_dir() or kind != "torchvision")
 
 
 def _lines() -> list[_Line]:
     lines = [_Line(item.kind, item.about or item.key, item.num_bytes, item.used) for item in cache.entries()]
-    facts, downloads = _fact_files(), _downloads()
+    facts = _fact_files()
     with contextlib.suppress(FileNotFoundError):  # another process removes it
         if facts:
             used = max(path.stat().st_mtime for path in facts)
             size = sum(cache.size_of(path) for path in facts)
             lines.append(_Line(FACTS, "what is known of image files by their headers", size, used))
-        for path in downloads:
-            lines.append(
-                _Line(DOWNLOADS, f"{path.name}: files as downloaded", cache.size_of(path), path.stat().st_mtime)
-            )
+        for kind in DOWNLOADS:
+            for path in _downloads(kind):
+                about = f"{path.name}: {'as' if path.is_file() else 'files as'} downloaded"
+                lines.append(_Line(kind, about, cache.size_of(path), path.stat().st_mtime))
     return sorted(lines, key=lambda line: -line.used)
 
 

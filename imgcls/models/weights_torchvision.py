@@ -1,9 +1,7 @@
 """torchvision's pretrained weights by name: which there are, what they were trained with, and their download."""
 
 import re
-import socket
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,10 +11,8 @@ from torch.hub import download_url_to_file
 
 from imgcls.errors import UserError
 from imgcls.models.weights_files import sha256_of
+from imgcls.network import bounded_wait
 from imgcls.plugins import nearest
-
-NETWORK_TIMEOUT_S = 10.0
-"""Seconds that a download waits for a connection or for the next bytes."""
 
 
 @dataclass(frozen=True)
@@ -187,7 +183,7 @@ def fetch(weights: TorchvisionWeights, folder: Path, *, progress: bool, say: Cal
     say(f"downloading {weights.name} from {weights.url}")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with _bounded_wait():
+        with bounded_wait():
             download_url_to_file(weights.url, str(path), hash_prefix=weights.hash_prefix or None, progress=progress)
     except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: another hash than the name's
         reason = " ".join(str(getattr(error, "reason", None) or error).split()).rstrip(".")
@@ -197,13 +193,3 @@ def fetch(weights: TorchvisionWeights, folder: Path, *, progress: bool, say: Cal
             "to train from fresh weights. IMGCLS_CACHE names the folder above that one."
         ) from error
     return path
-
-
-@contextmanager
-def _bounded_wait() -> Iterator[None]:
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(NETWORK_TIMEOUT_S)
-    try:
-        yield
-    finally:
-        socket.setdefaulttimeout(before)

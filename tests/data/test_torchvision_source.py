@@ -18,9 +18,10 @@ from PIL import Image
 from scipy.io import savemat  # type: ignore[import-untyped]
 from torchvision import datasets
 
+from imgcls import network
 from imgcls.data.images import open_images
 from imgcls.data.source import scan
-from imgcls.data.sources.torchvision import NETWORK_TIMEOUT_S, TorchvisionConfig
+from imgcls.data.sources.torchvision import TorchvisionConfig
 from imgcls.data.sources.torchvision_known import KNOWN
 from imgcls.data.split import split
 from imgcls.errors import UserError
@@ -34,7 +35,7 @@ Patch = pytest.MonkeyPatch
 @pytest.fixture(autouse=True)
 def _no_network(monkeypatch: Patch) -> None:
     def refuse(*_args: Any, **_kwargs: Any) -> None:
-        assert socket.getdefaulttimeout() == NETWORK_TIMEOUT_S, "a wait on the network without a bound"
+        assert socket.getdefaulttimeout() == network.TIMEOUT_S, "a wait on the network without a bound"
         raise OSError("no network here")
 
     monkeypatch.setattr("urllib.request.urlopen", refuse)

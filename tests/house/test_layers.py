@@ -5,7 +5,7 @@ import pytest
 from tests.house.parsed import PACKAGE, Module, dynamic_imports, imports, package_modules
 
 RANKS: dict[str, int] = {
-    "errors": 0, "sections": 0, "tables": 0, "plugins": 0,
+    "errors": 0, "network": 0, "sections": 0, "tables": 0, "plugins": 0,
     "data": 1, "models": 1, "evaluation": 1,
     "training": 2, "inference": 2, "tuning": 2,
     "tracking": 3, "recipe": 4, "jobs": 5, "cli": 6,

@@ -40,6 +40,9 @@ def filled(folder: Path) -> Path:
     (folder / "torchvision" / "MNIST").mkdir(parents=True)
     (folder / "torchvision" / "MNIST" / "x.gz").write_bytes(bytes(512))
     set_time(folder / "torchvision" / "MNIST", 4)
+    (folder / "weights").mkdir()
+    (folder / "weights" / "resnet18-f37072fd.pth").write_bytes(bytes(1024))
+    set_time(folder / "weights" / "resnet18-f37072fd.pth", 3)
     (folder / "mine.txt").write_text("nobody's")
     return folder
 
@@ -51,7 +54,7 @@ def kinds() -> list[str]:
 def test_the_table_says_what_there_is_how_large_and_when_it_was_last_used(filled: Path) -> None:
     result = CliRunner().invoke(cli, ["data", "cache"], catch_exceptions=False)
     width = len("photos: 12 images, 3 channels, short side up to 80 px")
-    size = (3 * 2**20 + width + 1024 + 2048 + 512) / 2**20
+    size = (3 * 2**20 + width + 1024 + 2048 + 512 + 1024) / 2**20
     total = max(width, len(str(filled)))
     assert result.output.splitlines() == [
         f"kind         {'what':<{total}}     size  last used",
@@ -59,6 +62,7 @@ def test_the_table_says_what_there_is_how_large_and_when_it_was_last_used(filled
         f"parquet      {'def':<{total}}  1.0 KiB  2026-01-02 03:06",
         f"store        {'photos: 12 images, 3 channels, short side up to 80 px':<{total}}  3.0 MiB  2026-01-02 03:05",
         f"torchvision  {'MNIST: files as downloaded':<{total}}  0.5 KiB  2026-01-02 03:04",
+        f"weights      {'resnet18-f37072fd.pth: as downloaded':<{total}}  1.0 KiB  2026-01-02 03:03",
         f"total        {filled!s:<{total}}  {size:.1f} MiB",
     ]
 
@@ -73,11 +77,11 @@ def test_there_may_be_nothing_yet(folder: Path) -> None:
 def test_clear_leaves_downloads_and_what_is_not_ours(filled: Path) -> None:
     result = CliRunner().invoke(cli, ["data", "cache", "--clear"], catch_exceptions=False)
     assert result.output.splitlines()[0] == "removed 3.0 MiB that can be made again"
-    assert kinds() == ["torchvision"]
+    assert kinds() == ["torchvision", "weights"]
     assert (filled / "mine.txt").exists()
 
 
-@pytest.mark.parametrize("kind", ["store", "parquet", "facts", "torchvision"])
+@pytest.mark.parametrize("kind", ["store", "parquet", "facts", "torchvision", "weights"])
 def test_one_kind_can_be_cleared(filled: Path, kind: str) -> None:
     before = kinds()
     result = CliRunner().invoke(cli, ["data", "cache", "--clear", kind], catch_exceptions=False)
@@ -89,9 +93,9 @@ def test_one_kind_can_be_cleared(filled: Path, kind: str) -> None:
 
 @pytest.mark.usefixtures("filled")
 def test_a_kind_that_there_is_not_is_an_error_that_lists_them() -> None:
-    with pytest.raises(UserError, match=r"unknown kind 'stor'; known: .*statistics, store, torchvision\. Did you mean"):
+    with pytest.raises(UserError, match=r"unknown kind 'stor'; known: .*store, torchvision, weights\. Did you mean"):
         data_cache.run(clear="stor")
-    assert len(kinds()) == 4
+    assert len(kinds()) == 5
 
 
 @pytest.mark.usefixtures("filled")
@@ -99,10 +103,10 @@ def test_keep_removes_what_was_used_least_recently() -> None:
     put("store", "new", 2**20, 9)
     result = CliRunner().invoke(cli, ["data", "cache", "--keep", "0.002"], catch_exceptions=False)
     assert result.output.splitlines()[0] == "removed 3.0 MiB used least recently"
-    assert kinds() == ["store", "facts", "parquet", "torchvision"]
+    assert kinds() == ["store", "facts", "parquet", "torchvision", "weights"]
     assert CliRunner().invoke(cli, ["data", "cache", "--keep", "-1"]).exit_code == 2
     data_cache.run(keep_gib=0)
-    assert kinds() == ["facts", "torchvision"]
+    assert kinds() == ["facts", "torchvision", "weights"]
 
 
 def test_what_killed_processes_left_is_removed(filled: Path) -> None:

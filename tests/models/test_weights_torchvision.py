@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from imgcls import network
 from imgcls.errors import UserError
 from imgcls.models.weights_torchvision import (
-    NETWORK_TIMEOUT_S,
     TorchvisionWeights,
     family_of_size,
     fetch,
@@ -154,8 +154,8 @@ def test_a_folder_that_cannot_be_made_is_an_error(remote: TorchvisionWeights, tm
 def test_a_server_that_says_nothing_is_not_waited_for_for_long(
     remote: TorchvisionWeights, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert NETWORK_TIMEOUT_S <= 30
-    monkeypatch.setattr("imgcls.models.weights_torchvision.NETWORK_TIMEOUT_S", 0.2)
+    assert network.TIMEOUT_S <= 30
+    monkeypatch.setattr(network, "TIMEOUT_S", 0.2)
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()

@@ -3,7 +3,6 @@
 import hashlib
 import os
 import re
-import socket
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -19,11 +18,10 @@ from imgcls.data.source import SOURCES, DataConfig, ScanProgress, Source
 from imgcls.data.sources.files import absolute
 from imgcls.data.sources.torchvision_known import CLASS_NAMES, KNOWN, Known
 from imgcls.errors import UserError
+from imgcls.network import bounded_wait
 from imgcls.plugins import unknown_name
 from imgcls.tables import Manifest
 
-NETWORK_TIMEOUT_S = 10.0
-"""Seconds that a download waits for a connection or for the next bytes."""
 ONE_FILE = (
     ("filename", "tgz_md5"),
     ("filename", "md5_checksum"),
@@ -107,7 +105,7 @@ def _load(config: TorchvisionConfig, known: Known, root: Path) -> dict[str, Any]
         raise _unusable(config, known, root, first) from cause
     try:
         root.mkdir(parents=True, exist_ok=True)
-        with _marked(marker, root / known.scanned if known.scanned else None), _bounded_wait():
+        with _marked(marker, root / known.scanned if known.scanned else None), bounded_wait():
             return _build(known, root, download=True)
     except Exception as error:
         second = _reason(error)
@@ -139,16 +137,6 @@ def _marked(marker: Path, unpacked: Path | None) -> Iterator[None]:
             marker.unlink()
         raise
     marker.unlink()
-
-
-@contextmanager
-def _bounded_wait() -> Iterator[None]:
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(NETWORK_TIMEOUT_S)
-    try:
-        yield
-    finally:
-        socket.setdefaulttimeout(before)
 
 
 def _from_arrays(parts: Mapping[str, Any], known: Known) -> Manifest:
