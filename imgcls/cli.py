@@ -4,13 +4,19 @@ import errno
 import os
 import sys
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
 from imgcls import __version__
 from imgcls.errors import UserError
+
+if TYPE_CHECKING:
+    from imgcls.jobs.signals import Signals
+    from imgcls.recipe import Resolved
 
 _OVERRIDABLE = {"ignore_unknown_options": True, "allow_extra_args": True}
 
@@ -43,20 +49,10 @@ def train(words: tuple[str, ...]) -> None:
     Exit codes: 0 done, 2 a mistake to mend, 3 done but not all could be sent to the tracking server, 130, 143
     and 129 stopped by Ctrl-C, SIGTERM and a closed terminal.
     """
-    from imgcls.jobs.signals import Signals
-    from imgcls.tracking.run import fail_attached_run
+    with _job(words) as (resolved, signals):
+        from imgcls.jobs.console import Console
+        from imgcls.jobs.train import run_training
 
-    with Signals(ends_process=True) as signals:
-        try:
-            recipe, texts = parse_words(words)
-            from imgcls.jobs.console import Console
-            from imgcls.jobs.train import run_training
-            from imgcls.recipe import resolve
-
-            resolved = resolve(recipe, texts=texts)
-        except UserError as error:
-            fail_attached_run(str(error))
-            raise
         result = run_training(resolved, Console(), signals)
     if result.unsent is not None:
         sys.exit(3)
@@ -142,20 +138,10 @@ def data_check(words: tuple[str, ...], full: bool, json_to: str | None, no_run: 
     Exit codes: 0 done, also with warnings; 1 images that cannot be decoded were found, and data.on_bad_image is error;
     2 a mistake to mend; 3 done but not all could be sent to the tracking server; 130, 143 and 129 stopped.
     """
-    from imgcls.jobs.signals import Signals
-    from imgcls.tracking.run import fail_attached_run
+    with _job(words) as (resolved, signals):
+        from imgcls.jobs.console import Console
+        from imgcls.jobs.data_check import run_check
 
-    with Signals(ends_process=True) as signals:
-        try:
-            recipe, texts = parse_words(words)
-            from imgcls.jobs.console import Console
-            from imgcls.jobs.data_check import run_check
-            from imgcls.recipe import resolve
-
-            resolved = resolve(recipe, texts=texts)
-        except UserError as error:
-            fail_attached_run(str(error))
-            raise
         console = Console(quiet=json_to == "-")
         result = run_check(resolved, console, signals, full=full, json_to=json_to, tracked=not no_run)
     sys.exit(1 if result.refuses else 0 if result.unsent is None else 3)
@@ -253,6 +239,24 @@ def upload(folder: Path) -> None:
     from imgcls.jobs import upload as job
 
     click.echo(job.run(folder))
+
+
+@contextmanager
+def _job(words: tuple[str, ...]) -> "Iterator[tuple[Resolved, Signals]]":
+    """The recipe of the words, while signals end the job in order; the run that `mlflow run` made is ended with it."""
+    from imgcls.jobs.signals import Signals
+    from imgcls.tracking.run import fail_attached_run
+
+    with Signals(ends_process=True) as signals:
+        try:
+            name, texts = parse_words(words)
+            from imgcls.recipe import resolve
+
+            resolved = resolve(name, texts=texts)
+        except UserError as error:
+            fail_attached_run(str(error))
+            raise
+        yield resolved, signals
 
 
 def parse_words(words: tuple[str, ...]) -> tuple[str | None, dict[str, str]]:

@@ -20,8 +20,8 @@ from imgcls.evaluation.plots import data as figures
 from imgcls.jobs import data_tables
 from imgcls.jobs.console import Console
 from imgcls.jobs.prepare import split_data
-from imgcls.jobs.record import common_tags, log_data, reason_of, report_end
-from imgcls.jobs.signals import Signals, Stopped
+from imgcls.jobs.record import before_run, common_tags, log_data, report_end, within_run
+from imgcls.jobs.signals import Signals
 from imgcls.recipe import Recipe, Resolved
 from imgcls.tracking import run as tracking
 from imgcls.tracking.run import TrackedRun
@@ -32,6 +32,7 @@ MOST_SHOWN = 24
 """Pairs in a figure."""
 FIGURE_SIDE = 160
 """Pixels of the shorter side of images in figures."""
+SHOWS = "tables and figures"
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ def run_check(
         UserError: the data cannot be found or read at all, or the JSON, the output folder or the store not be written.
     """
     recipe = resolved.recipe
-    try:
+    with before_run(console):
         report = _report(recipe, console, full=full)
         refuses = bool(report.unreadable) and recipe.data.on_bad_image == "error"
         console.say(data_tables.as_text(report, recipe.data.origin, width=shutil.get_terminal_size((100, 24)).columns))
@@ -85,15 +86,11 @@ def run_check(
         signals.hold()
         name = f"check-{Path(recipe.data.origin).name}-{secrets.token_hex(2)}"
         run = tracking.start(Path(recipe.train.output_dir), name=name, tags=_tags(resolved, report))
-    except Exception as error:
-        console.clear()
-        tracking.fail_attached_run(reason_of(error))
-        raise
-    except Stopped:
-        console.clear()
-        raise
-    complete = _record(run, report, recipe, console, signals)
-    return CheckResult(report, run.run_id, refuses, None if complete else run.folder)
+    with within_run(run, console, signals, shows=SHOWS):
+        _describe(run, report, recipe.data)
+        _draw(run, report, recipe.data)
+    report_end(run, console, "", shows=SHOWS)
+    return CheckResult(report, run.run_id, refuses, run.unsent)
 
 
 def _report(recipe: Recipe, console: Console, *, full: bool) -> Report:
@@ -123,27 +120,6 @@ def _write_json(report: Report, to: str) -> None:
         raise UserError(
             f"--json {to} cannot be written: {error.strerror}. Expected a file to make, or - for the standard output."
         ) from error
-
-
-def _record(run: TrackedRun, report: Report, recipe: Recipe, console: Console, signals: Signals) -> bool:
-    """Write the run and end it, whatever happens; whether all of it is in the store."""
-    shows = "tables and figures"
-    try:
-        signals.release()
-        _describe(run, report, recipe.data)
-        _draw(run, report, recipe.data)
-        signals.finishing()
-        complete = run.finish("FINISHED")
-    except Stopped as stopped:
-        signals.finishing()
-        report_end(run, console, run.finish("KILLED", str(stopped)), f"{stopped}; the run is KILLED", shows=shows)
-        raise
-    except Exception as error:
-        signals.finishing()
-        report_end(run, console, run.finish("FAILED", reason_of(error)), "the run is FAILED", shows=shows)
-        raise
-    report_end(run, console, complete, "", shows=shows)
-    return complete
 
 
 def _tags(resolved: Resolved, report: Report) -> dict[str, str]:

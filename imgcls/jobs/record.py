@@ -1,16 +1,19 @@
 """What every verb that makes a run writes and says in the same way."""
 
 import shlex
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import imgcls
 from imgcls.data.source import DataConfig
 from imgcls.errors import UserError
 from imgcls.jobs.console import Console
+from imgcls.jobs.signals import Signals, Stopped
 from imgcls.jobs.surroundings import git_commit
 from imgcls.recipe import Resolved
 from imgcls.tables import Manifest
-from imgcls.tracking.run import TrackedRun
+from imgcls.tracking.run import TrackedRun, fail_attached_run
 
 
 def common_tags(verb: str, resolved: Resolved, manifest: Manifest) -> dict[str, str]:
@@ -32,26 +35,73 @@ def log_data(run: TrackedRun, config: DataConfig, manifest: Manifest, *, context
     run.log_dataset(name=Path(source).name, digest=manifest.digest, source=source, profile=profile, context=context)
 
 
+@contextmanager
+def before_run(console: Console) -> Iterator[None]:
+    """A context for what a job does before it has a run, where an error ends the run that `mlflow run` made for it."""
+    try:
+        yield
+    except Exception as error:
+        console.clear()
+        fail_attached_run(reason_of(error))
+        raise
+    except Stopped:
+        console.clear()
+        raise
+
+
+@contextmanager
+def within_run(
+    run: TrackedRun, console: Console, signals: Signals, *, shows: str, rescue: Callable[[], None] = lambda: None
+) -> Iterator[None]:
+    """A context for what a job does in its run, which is made while `signals.hold()` is in force; it ends the run.
+
+    At the context's end the run is FINISHED. A stop leaves it KILLED and an error FAILED, which is told; both go on.
+
+    Args:
+        run: the run.
+        console: where to tell it.
+        signals: how the job is asked to end.
+        shows: what there is to see of the run.
+        rescue: called before a broken run is ended, to log what there is of it.
+    """
+    try:
+        signals.release()
+        yield
+        signals.finishing()
+        run.finish("FINISHED")
+    except Stopped as stopped:
+        signals.finishing()
+        console.clear()
+        rescue()
+        run.finish("KILLED", str(stopped))
+        report_end(run, console, f"{stopped}; the run is KILLED", shows=shows)
+        raise
+    except Exception as error:
+        signals.finishing()
+        console.clear()
+        rescue()
+        run.finish("FAILED", reason_of(error))
+        report_end(run, console, "the run is FAILED", shows=shows)
+        raise
+
+
 def reason_of(error: Exception) -> str:
     """What a run's tag says of the end."""
     return str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
 
 
-def report_end(
-    run: TrackedRun, console: Console, complete: bool, headline: str, *, shows: str = "curves, tables and the model"
-) -> None:
+def report_end(run: TrackedRun, console: Console, headline: str, *, shows: str) -> None:
     """Say how the job ended, where its run is, and what waits to be sent.
 
     Args:
         run: the run, finished.
         console: where to say it.
-        complete: all of it is in the store.
         headline: how it ended.
         shows: what there is to see of the run.
     """
     console.say(headline)
     console.say(f"run {run.where}")
-    if complete:
+    if run.unsent is None:
         console.say(f"next: imgcls ui    ({shows} of this run, beside other runs)")
     elif not run.lost:
         console.say(

@@ -18,7 +18,7 @@ from imgcls.inference.predict import predict
 from imgcls.jobs import data_preview
 from imgcls.jobs.console import Console
 from imgcls.jobs.prepare import Prepared, prepare
-from imgcls.jobs.record import common_tags, log_data, reason_of, report_end
+from imgcls.jobs.record import before_run, common_tags, log_data, report_end, within_run
 from imgcls.jobs.signals import Signals, Stopped
 from imgcls.jobs.surroundings import environment
 from imgcls.models.family import StagedModel, num_parameters
@@ -30,6 +30,8 @@ from imgcls.tracking.run import TrackedRun
 from imgcls.training.checkpoint import Checkpoint
 from imgcls.training.fit import BEST, LAST, best_row, fit
 from imgcls.training.mixing import build_mixing
+
+SHOWS = "curves, tables and the model"
 
 
 @dataclass(frozen=True)
@@ -89,37 +91,17 @@ def train(
 
 def run_training(resolved: Resolved, console: Console, signals: Signals) -> TrainResult:
     """`train` with its surroundings given."""
-    try:
+    with before_run(console):
         prepared = prepare(resolved, console)
         signals.hold()
         run = tracking.start(Path(prepared.recipe.train.output_dir), name=_run_name(prepared), tags=_tags(prepared))
-    except Exception as error:
-        console.clear()
-        tracking.fail_attached_run(reason_of(error))
-        raise
-    except Stopped:
-        console.clear()
-        raise
-    try:
-        signals.release()
-        with tracking.system_metrics(run):
-            _describe(run, prepared)
-            history = _train(run, prepared, console, signals)
-            predictions, classifier = _conclude(run, prepared, history, console)
-        signals.finishing()
-        complete = run.finish("FINISHED")
-    except Stopped as stopped:
-        signals.finishing()
-        console.clear()
-        _log_checkpoints(run)
-        report_end(run, console, run.finish("KILLED", str(stopped)), f"{stopped}; the run is KILLED")
-        raise
-    except Exception as error:
-        signals.finishing()
-        console.clear()
-        _log_checkpoints(run)
-        report_end(run, console, run.finish("FAILED", reason_of(error)), "the run is FAILED")
-        raise
+    with (
+        within_run(run, console, signals, shows=SHOWS, rescue=lambda: _log_checkpoints(run)),
+        tracking.system_metrics(run),
+    ):
+        _describe(run, prepared)
+        history = _train(run, prepared, console, signals)
+        predictions, classifier = _conclude(run, prepared, history, console)
     result = TrainResult(
         run_id=run.run_id,
         experiment_id=run.experiment_id,
@@ -129,14 +111,14 @@ def run_training(resolved: Resolved, console: Console, signals: Signals) -> Trai
         module=classifier.module,
         classifier=classifier,
         recipe=prepared.recipe,
-        unsent=None if complete else run.folder,
+        unsent=run.unsent,
     )
     best = best_row(history, prepared.recipe.train.monitor)
     report_end(
         run,
         console,
-        complete,
         f"best epoch {best['epoch']:.0f}: val acc {best['val/acc']:.4f}, f1 {best['val/f1']:.4f}",
+        shows=SHOWS,
     )
     return result
 

@@ -73,6 +73,11 @@ class TrackedRun:
         """Operations that wait for the server."""
         return len(self._unsent)
 
+    @property
+    def unsent(self) -> Path | None:
+        """The folder with what waits for the server; None where all is in the store."""
+        return self.folder if self._unsent else None
+
     def file(self, artifact: str) -> Path:
         """The local file behind an artifact of this path, its folder made."""
         path = self.folder / "artifacts" / artifact

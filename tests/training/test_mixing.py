@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from imgcls.data.augment import AugmentConfig
-from imgcls.training.mixing import Mixing, build_mixing, training_loss
+from imgcls.training.losses import training_loss
+from imgcls.training.mixing import Mixing, build_mixing
 
 LABELS = torch.tensor([0, 1, 2, 1, 0, 2])
 INPUTS = LABELS.float()[:, None, None, None].expand(6, 2, 16, 16).contiguous()
