@@ -28,11 +28,13 @@ class Totals:
         self.count = 0
 
     def add(self, loss: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor) -> None:
+        """Count a batch: its mean loss, its (B, C) logits and (B,) labels."""
         self._loss += loss.detach() * len(labels)
         self._hits += (logits.detach().argmax(1) == labels).sum()
         self.count += len(labels)
 
     def means(self) -> tuple[float, float]:
+        """(loss, accuracy) over all images so far; reads them from the device."""
         return self._loss.item() / max(1, self.count), self._hits.item() / max(1, self.count)
 
 
