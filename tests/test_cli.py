@@ -46,6 +46,7 @@ model:
   family: plaincnn
   weights: none
   freeze_depth: 0
+  freeze_norms: false
   max_parameters: null
   min_receptive_field: null
   max_macs: null

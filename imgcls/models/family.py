@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, Self
 
 import torch
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 from torch import nn
 
 from imgcls.errors import UserError
@@ -32,12 +32,24 @@ class ModelConfig(Section):
     """Stages that are not trained, counted from the input: 0 trains all, `all` only the head; or the name of the last
     one that is frozen. `imgcls models describe` lists them. Their batch norms keep their statistics, and their dropout
     and stochastic depth are off."""
+    freeze_norms: bool = False
+    """Batch norms keep the statistics of the pretrained weights in the stages that are trained too, while their scales
+    and shifts are trained: for fine-tuning on few images, of which a batch's statistics say little."""
     max_parameters: Annotated[int, Field(ge=1)] | None = None
     """Refuse to train a network with more parameters, frozen ones included."""
     min_receptive_field: Annotated[int, Field(ge=1)] | None = None
     """Pixels. Refuse to train a network whose last stage before the head sees a smaller square of the image."""
     max_macs: Annotated[int, Field(ge=1)] | None = None
     """Refuse to train a network that takes more multiply-accumulates for an image of `augment.image_size`."""
+
+    @model_validator(mode="after")
+    def _norms_have_statistics(self) -> Self:
+        if self.freeze_norms and self.weights == "none":
+            raise ValueError(
+                "freeze_norms is true, but weights is none: fresh batch norms have no statistics to keep. Set "
+                "model.weights, or model.freeze_norms to false"
+            )
+        return self
 
     @field_validator("weights")
     @classmethod
@@ -102,6 +114,7 @@ class StagedModel(nn.Module):
         self.origin_names = dict(origin_names or {})
         self._to_map = to_map
         self._freeze_depth = 0
+        self._keeps_statistics = False
         self._never_trained = {name for name, parameter in self.named_parameters() if not parameter.requires_grad}
 
     @property
@@ -158,11 +171,20 @@ class StagedModel(nn.Module):
                 parameter.grad = None
         self.train(self.training)
 
+    def freeze_norms(self) -> None:
+        """From now on all batch norms keep their statistics; their scales and shifts are trained as before."""
+        self._keeps_statistics = True
+        self.train(self.training)
+
     def train(self, mode: bool = True) -> Self:
         """Put the network into training mode, all but its frozen stages; or all of it into evaluation mode."""
         super().train(mode)
         for name in self.stage_names[: self._freeze_depth]:
             self.stages[name].eval()
+        if self._keeps_statistics:
+            for module in self.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.eval()
         return self
 
 
@@ -233,6 +255,8 @@ def build(config: ModelConfig, *, num_classes: int, in_channels: int, image_size
             f"augment.image_size {image_size} is too small for this {config.family}, which needs at least "
             f"{model.min_image_size} pixels. Enlarge augment.image_size or choose a smaller network."
         )
+    if config.freeze_norms:
+        model.freeze_norms()
     model.freeze(resolve_depth(config.freeze_depth, model.stage_names, field="model.freeze_depth"))
     return model
 

@@ -121,3 +121,23 @@ def test_thawed_stages_train_again_but_for_what_the_family_never_trains() -> Non
         expected = ["stages.a.weight", "stages.b.weight", "stages.b.bias", "head.weight", "head.bias"]
         assert trained == expected[[0, 1, 3][depth] :]
         assert [stage.training for stage in model.stages.values()] == [depth < 1, depth < 2]
+
+
+def test_norms_that_keep_their_statistics_are_trained_all_the_same() -> None:
+    torch.manual_seed(0)
+    config = PlainCNNConfig(num_blocks=3, channels=4, weights="mine.pth", freeze_norms=True)
+    model = build(config, num_classes=3, in_channels=3, image_size=16).train()
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    before = {name: tensor.clone() for name, tensor in model.named_buffers() if "running" in name}
+    torch.autograd.backward(model(torch.randn(8, 3, 16, 16)).square().mean())
+    assert len(before) == 2 * len(norms) > 0
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.named_buffers() if name in before)
+    assert all(norm.weight.grad is not None for norm in norms)
+    model.freeze(1)
+    assert not any(norm.training for norm in norms)
+    assert model.head.training
+
+
+def test_norms_without_statistics_cannot_keep_them() -> None:
+    with pytest.raises(ValueError, match="freeze_norms is true, but weights is none: fresh batch norms have no"):
+        PlainCNNConfig(freeze_norms=True)
