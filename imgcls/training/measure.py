@@ -42,6 +42,7 @@ COMPILE_S, COMPILE_LAYER_S = 20.0, 1.0
 COMPILE_SHARE = 0.05
 """Compiling is tried where that is at most this share of the training that is left."""
 KIND = "plans"
+NO_TIME = "no time was left"
 
 
 @dataclass(frozen=True)
@@ -147,8 +148,10 @@ def _measured(bench: "_Bench", plan: Plan, config: PlanConfig) -> tuple[list[Mea
     rates = {row.plan: row.images_per_s for row in rows if not math.isnan(row.images_per_s)}
     if len(rows) > 1 and rates:
         chosen, first = str(_fastest(rows, plan)), next(iter(rates))
-        if chosen == first:
-            lines.append(f"plan: {chosen}, the fastest of {len(rows)} ({rates[chosen]:,.0f} images/s, {how})")
+        if len(rates) == 1 and not lines:
+            lines.append(f"plan: {chosen}; no time was left to measure others ({rates[chosen]:,.0f} images/s)")
+        elif chosen == first:
+            lines.append(f"plan: {chosen}, the fastest of {len(rates)} ({rates[chosen]:,.0f} images/s, {how})")
         else:
             lines.append(
                 f"plan: {chosen}, {rates[chosen] / rates[first]:.1f} times as fast as {first} ({rates[chosen]:,.0f} "
@@ -198,6 +201,10 @@ class _Failed(Exception):
     """A candidate's figures are not those of fp32."""
 
 
+class _Unfinished(Exception):
+    """Not all candidates could be measured."""
+
+
 class _Bench:
     """Times training steps on copies of a job's model."""
 
@@ -234,14 +241,14 @@ class _Bench:
             step_s: what a step of the job is predicted to take.
         """
         deadline = time.perf_counter() + budget
-        share = budget / 16  # for a step: four candidates of four
-        self._num_images = min(self.job.batch_size, max(PROBE_IMAGES, int(self.job.batch_size * share / step_s)))
+        share = budget / 12  # for a step: four candidates of three
+        self._num_images = min(self.job.batch_size, max(2, int(self.job.batch_size * share / step_s)))
         rows: list[Measured] = []
         candidates = _candidates(config, plan)
         for number, candidate in enumerate(candidates):
             left = deadline - time.perf_counter()
             if number and left < 2 * self._step_s:
-                rows.append(Measured(str(candidate), math.nan, math.nan, 0.0, 0, "no time was left"))
+                rows.append(Measured(str(candidate), math.nan, math.nan, 0.0, 0, NO_TIME))
             else:
                 rows.append(self.measure(candidate, seconds=left / (len(candidates) - number)))
         best = _fastest(rows, plan)
@@ -254,7 +261,9 @@ class _Bench:
         return rows
 
     def measure(self, plan: Plan, *, seconds: float) -> Measured:
-        """One candidate, in about so many seconds after its first steps; a compiled one at the job's batch size."""
+        """One candidate, in about so many seconds but with its first steps in any case; a compiled one at the job's
+        batch size."""
+        end = time.perf_counter() + seconds
         count = self.job.batch_size if plan.compile else self._num_images
         probe = count if plan.compile else min(PROBE_IMAGES, count)
         loss, compile_s, nothing = math.nan, 0.0, math.nan
@@ -269,9 +278,10 @@ class _Bench:
                 if not plan.compile and probe_s > HOPELESS * self._probe_s:
                     return Measured(str(plan), nothing, loss, 0.0, 0, "slow")
                 self._probe_s = min(self._probe_s, probe_s)
+                times = [probe_s] if probe == count else []
                 if probe < count:
                     step(count)  # what is made once for a shape
-                times = self._times(step, count, seconds)
+                self._time(step, count, end, times)
         except _Failed as error:
             return Measured(str(plan), nothing, loss, compile_s, 0, f"failed: {error}")
         except Exception as error:  # whatever a candidate does, the training goes on without it
@@ -286,12 +296,12 @@ class _Bench:
         if abs(loss - reference) > LOSS_TOLERANCE * max(1.0, abs(reference)):
             raise _Failed(f"its loss is {loss:.4g} where {reference:.4g} is right")
 
-    def _times(self, step: Callable[..., float], count: int, seconds: float) -> list[float]:
-        end = time.perf_counter() + seconds
-        times = [step(count)]
-        while len(times) < MOST_STEPS and time.perf_counter() + min(times) < end and min(times) < SLOW * self._step_s:
+    def _time(self, step: Callable[..., float], count: int, end: float, times: list[float]) -> None:
+        """Add the seconds of more steps to `times`, until there are enough or the candidate is clearly a slow one."""
+        while len(times) < MOST_STEPS:
+            if times and (time.perf_counter() + min(times) > end or min(times) > SLOW * self._step_s):
+                return
             times.append(step(count))
-        return times
 
     @contextlib.contextmanager
     def _stepping(self, plan: Plan) -> Iterator[Callable[..., float]]:
@@ -370,22 +380,30 @@ def _is_remembered(key: str) -> bool:
 def _remembered(key: str, measure: Callable[[], list[Measured]]) -> tuple[list[Measured], str]:
     """The rows that the cache has under this key, or that are measured now; and which of both, in words.
 
-    Two processes measure one after the other, and the second takes what the first found.
+    Two processes measure one after the other, and the second takes what the first found. What time was too short for is
+    not kept, for a longer training has more.
     """
-    begin, fresh = time.perf_counter(), False
+    fresh: list[Measured] = []
+    seconds = 0.0
+
+    def timed() -> list[Measured]:
+        nonlocal seconds
+        begin = time.perf_counter()
+        fresh.extend(measure())
+        seconds = time.perf_counter() - begin
+        return fresh
 
     def build(folder: Path) -> None:
-        nonlocal begin, fresh
-        begin, fresh = time.perf_counter(), True
-        rows = [asdict(row) for row in measure()]
-        (folder / "rows.json").write_text(json.dumps(rows), encoding="utf-8")
+        if any(row.note == NO_TIME for row in timed()):
+            raise _Unfinished
+        (folder / "rows.json").write_text(json.dumps([asdict(row) for row in fresh]), encoding="utf-8")
 
     try:
         folder = cache.entry(KIND, key, build, about="speed of execution plans")
         rows = [Measured(**row) for row in json.loads((folder / "rows.json").read_text(encoding="utf-8"))]
-    except (OSError, ValueError, TypeError):  # a cache that cannot be written or read costs time and nothing else
-        rows, fresh = measure(), True
-    return rows, f"measured in {time.perf_counter() - begin:.1f} s" if fresh else "as measured before"
+    except (OSError, ValueError, TypeError, _Unfinished):  # without the cache it costs time and nothing else
+        rows = fresh or timed()
+    return rows, f"measured in {seconds:.1f} s" if fresh else "as measured before"
 
 
 def _key(job: Job, device: str, config: PlanConfig, what: str = "eager") -> str:

@@ -231,12 +231,14 @@ class Slow(Rounded):
 
 
 @pytest.mark.slow
-def test_the_budget_holds_for_a_slow_network() -> None:
+def test_the_budget_holds_for_a_slow_network_and_what_it_was_too_short_for_is_not_kept(tmp_path: Path) -> None:
     begin = time.perf_counter()
     choice = choose_plan(job(Slow(1)), "cpu", EAGER)
-    # Two steps to predict, and the budget, which the first candidate's least of four steps and one may exceed.
+    # Two steps to predict, and the budget, which the least of three steps that a candidate takes may exceed.
     assert time.perf_counter() - begin < 0.2 + 0.3 + 0.7
     assert [row.note for row in choice.rows[1:]] == ["no time was left"] * 3
+    assert choice.lines[0].startswith(f"plan: cpu fp32 nchw threads={THREADS}; no time was left to measure others (")
+    assert not list((tmp_path / "cache").glob("plans/*/rows.json"))
 
 
 @pytest.mark.parametrize(("fast", "halved"), [("threads=4", []), ("threads=2", ["threads=4", "threads=2"])])
