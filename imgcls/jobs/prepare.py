@@ -34,8 +34,9 @@ from imgcls.models.weights import Pretrained, WeightsReport, load_weights
 from imgcls.recipe import Recipe, Resolved
 from imgcls.tables import SPLITS, Manifest, Split
 from imgcls.tracking.store import artifact
+from imgcls.training.choose import Choice, choose_plan
 from imgcls.training.fit import seed_all
-from imgcls.training.measure import Choice, Job, choose_plan
+from imgcls.training.measure import Job
 from imgcls.training.plan import Plan, resolve_device
 
 

@@ -20,9 +20,10 @@ from torch import nn
 
 from imgcls.data.augment import Preprocessing
 from imgcls.models.plaincnn import PlainCNNConfig, build_plaincnn
-from imgcls.training import measure
+from imgcls.training import choose, measure
+from imgcls.training.choose import Choice, choose_plan
 from imgcls.training.fit import seed_all
-from imgcls.training.measure import Choice, Job, Measured, choose_plan
+from imgcls.training.measure import Job, Measured
 from imgcls.training.optim import OptimConfig
 from imgcls.training.plan import Plan, PlanConfig
 from imgcls.training.trainer import Trainer
@@ -36,7 +37,7 @@ EAGER = PlanConfig(compile=False)
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("IMGCLS_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(measure, "MOST_S", 0.3)
+    monkeypatch.setattr(choose, "MOST_S", 0.3)
 
 
 def job(model: nn.Module | None = None, **changes: Any) -> Job:
@@ -254,7 +255,7 @@ def test_fewer_threads_are_tried_as_long_as_they_are_faster(
         bench._step_s = 0.001
         return Measured(str(plan), rates[str(plan).split()[-1]], 1.0, 0.0, 3)
 
-    monkeypatch.setattr(measure._Bench, "measure", measured)
+    monkeypatch.setattr(measure.Bench, "measure", measured)
     choice = choose_plan(job(), "cpu", PlanConfig(precision="fp32", layout="nhwc", compile=False))
     assert choice.plan.threads == (2 if halved else 8)
     assert fast in [row.plan.split()[-1] for row in choice.rows]
@@ -294,8 +295,8 @@ def test_where_the_compiler_fails_the_training_is_eager_and_says_so(
 @pytest.mark.slow
 def test_a_machine_without_a_compiler_trains_eagerly_and_says_so(tmp_path: Path) -> None:
     program = (
-        "from tests.training.test_measure import GIVEN, job\n"
-        "from imgcls.training.measure import choose_plan\n"
+        "from tests.training.test_choose import GIVEN, job\n"
+        "from imgcls.training.choose import choose_plan\n"
         "from imgcls.training.plan import PlanConfig\n"
         "choice = choose_plan(job(), 'cpu', PlanConfig.model_validate({**GIVEN, 'compile': True}))\n"
         "print(choice.plan, *choice.lines, sep='\\n')\n"
