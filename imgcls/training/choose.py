@@ -60,7 +60,7 @@ def choose_plan(job: Job, device: str, config: PlanConfig) -> Choice:
         config: the recipe's `train.plan`.
     """
     plan = default_plan(device, config)
-    with _generators_kept():
+    with _generators_kept(device):
         bench = Bench(job, device)
         rows, lines = _measured(bench, plan, config)
         if rows:
@@ -190,10 +190,10 @@ def _hardware(device: str) -> list[Any]:
 
 
 @contextlib.contextmanager
-def _generators_kept() -> Iterator[None]:
-    """The generators of torch, of its GPU, of numpy and of Python are put back as they were."""
+def _generators_kept(device: str) -> Iterator[None]:
+    """The generators of torch, of the GPU in use, of numpy and of Python are put back as they were."""
     here, there = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng():
+    with torch.random.fork_rng([torch.cuda.current_device()] if device == "cuda" else []):
         try:
             yield
         finally:

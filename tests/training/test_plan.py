@@ -200,7 +200,12 @@ def stepped(model: StagedModel, plan: Plan, *, size: int, num_steps: int = 2) ->
 
 @pytest.mark.parametrize(
     ("family", "size"),
-    [("quizdnn", 32), ("plaincnn", 32), ("separable", 32), ("resnet18", 32), ("mobilenet_v3_small", 64)],
+    [
+        *(("quizdnn", 16), ("plaincnn", 16), ("separable", 16), ("mobilenet_v3_small", 32)),
+        pytest.param("resnet18", 32, marks=pytest.mark.slow),
+        pytest.param("convnext_tiny", 32, marks=pytest.mark.slow),
+        pytest.param("timm:vit_tiny_patch16_224", 32, marks=pytest.mark.slow),
+    ],
 )
 def test_every_eager_plan_trains_every_kind_of_family_alike(family: str, size: int) -> None:
     model = network(family, size)
