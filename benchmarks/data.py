@@ -233,11 +233,11 @@ recipe = resolved.recipe
 model = build(recipe.model, num_classes=10, in_channels=3, image_size=32)
 noise = [np.zeros((32, 32, 3), np.uint8)] * 128
 from imgcls.data.augment import evaluation_pipeline
-from imgcls.training.device import resolve_plan
+from imgcls.training.plan import Plan
 def train(model, train, val, steps):
     Path("checkpoints").mkdir(exist_ok=True)
     for row in fit(model, train, val, config=recipe.train, optim=recipe.optim, preprocessing=steps,
-                   plan=resolve_plan("cpu", "fp32"), checkpoints=Path("checkpoints")):
+                   plan=Plan("cpu"), checkpoints=Path("checkpoints")):
         pass
 labels, size = np.zeros(128, np.int64), recipe.train.batch_size
 bare_loader = lambda: Loader(noise, labels, evaluation_pipeline(32), batch_size=size)

@@ -20,9 +20,9 @@ from imgcls.data.loading import Loader
 from imgcls.models.family import build
 from imgcls.models.torchvision import ResNetConfig
 from imgcls.tracking import run as tracking
-from imgcls.training.device import resolve_plan
 from imgcls.training.fit import TrainConfig, fit, seed_all
 from imgcls.training.optim import OptimConfig
+from imgcls.training.plan import PlanConfig, default_plan, resolve_device
 
 SIZE = 64
 
@@ -38,7 +38,7 @@ def train(images: np.ndarray, run: tracking.TrackedRun | None, folder: Path) -> 
     begin, inside = time.perf_counter(), 0.0
     rows = fit(
         model, *loaders, config=TrainConfig(epochs=1), optim=OptimConfig(), preprocessing=steps,
-        plan=resolve_plan("auto", "auto"), checkpoints=folder,
+        plan=default_plan(resolve_device("auto", PlanConfig()), PlanConfig()), checkpoints=folder,
     )  # fmt: skip
     for row in rows:
         call = time.perf_counter()

@@ -21,6 +21,7 @@ from imgcls.plugins import nearest
 from imgcls.sections import Section
 from imgcls.training.fit import TrainConfig
 from imgcls.training.optim import OptimConfig
+from imgcls.training.plan import AUTO
 
 PACKAGE = Path(__file__).resolve().parent
 BUILT_IN = (PACKAGE / "experiments", PACKAGE.parent / "experiments")
@@ -136,6 +137,7 @@ def built_in() -> list[str]:
 def json_schema() -> dict[str, Any]:
     """The JSON schema of a recipe file, for editors."""
     properties: dict[str, Any] = {}
+    groups: dict[str, Any] = {}
     for name, base in _SECTIONS.items():
         classes = [base]
         if name == "data":
@@ -144,6 +146,7 @@ def json_schema() -> dict[str, Any]:
             classes = list(dict.fromkeys(FAMILIES.get(key).config for key in FAMILIES.names()))
         schemas = [{**cls.model_json_schema(), "title": cls.__name__} for cls in classes]
         for schema in schemas:
+            groups.update(schema.pop("$defs", {}))
             schema.pop("required", None)  # what a file leaves out can be given on the command line
         about = Recipe.model_fields[name].description
         properties[name] = {"description": about, **(schemas[0] if len(schemas) == 1 else {"anyOf": schemas})}
@@ -153,6 +156,7 @@ def json_schema() -> dict[str, Any]:
         "type": "object",
         "additionalProperties": False,
         "properties": properties,
+        "$defs": groups,
     }
 
 
@@ -233,6 +237,8 @@ def _override(raw: dict[str, Any], given: Mapping[str, Any]) -> list[str]:
             raise UserError(f"unknown recipe field {dotted!r}; expected section.field, such as optim.lr.")
         target = raw
         for parent in parents:
+            if target.get(parent) == AUTO:
+                target[parent] = {}  # a field of a group that is `auto` as a whole, such as train.plan
             target = target.setdefault(parent, {})
             if not isinstance(target, dict):
                 raise UserError(f"unknown recipe field {dotted!r}: {parent} is a value, not a group of fields.")
@@ -296,12 +302,18 @@ def _explain(section: str, cls: type[Section], error: ValidationError) -> list[s
     """One sentence a field: its name, what was found, what is allowed, the nearest known name."""
     by_field: dict[str, list[ErrorDetails]] = {}
     for problem in error.errors():
-        by_field.setdefault(str(problem["loc"][0]) if problem["loc"] else "", []).append(problem)
+        by_field.setdefault(_place(cls, problem), []).append(problem)
     sentences = []
     for name, problems in by_field.items():
         dotted = f"{section}.{name}" if name else section
         first = problems[0]
-        if first["type"] == "extra_forbidden":
+        if first["type"] == "extra_forbidden" and "." in name:
+            group, field = name.split(".")
+            inside = list(_group(cls, group).model_fields)
+            guess = nearest(field, inside)
+            hint = f" Did you mean '{section}.{group}.{guess}'?" if guess else ""
+            sentences.append(f"unknown field {dotted!r}; fields of {section}.{group}: {', '.join(inside)}.{hint}")
+        elif first["type"] == "extra_forbidden":
             everything = [f"{key}.{field}" for key in _SECTIONS for field in _SECTIONS[key].model_fields]
             elsewhere = next((other for other in everything if other.split(".")[1] == name), None)
             guess = elsewhere or nearest(dotted, [*everything, *(f"{section}.{field}" for field in cls.model_fields)])
@@ -319,6 +331,18 @@ def _explain(section: str, cls: type[Section], error: ValidationError) -> list[s
             end = "" if allowed.endswith("?") else "."
             sentences.append(f"{dotted}: {found}{allowed}{end}{hint}")
     return sentences
+
+
+def _place(cls: type[Section], problem: ErrorDetails) -> str:
+    """The field that a problem is about; that of a group of fields with a dot."""
+    field, *inside = map(str, problem["loc"] or ("",))
+    return f"{field}.{inside[0]}" if inside and _group(cls, field) is not Section else field
+
+
+def _group(cls: type[Section], field: str) -> type[Section]:
+    """The class of a field that is a group of fields; Section itself where it is none."""
+    kind = cls.model_fields[field].annotation if field in cls.model_fields else None
+    return kind if isinstance(kind, type) and issubclass(kind, Section) else Section
 
 
 def _allowed(problem: ErrorDetails) -> str:

@@ -77,7 +77,7 @@ train:
   batch_size: 64
   seed: 0
   device: auto
-  precision: auto
+  plan: auto
   monitor: val/acc
   patience: null
   unfreeze: {}

@@ -1,7 +1,7 @@
 """From a recipe to data, batches and a network, before there is a run: what every job that trains begins with."""
 
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -34,8 +34,10 @@ from imgcls.models.weights import Pretrained, WeightsReport, load_weights
 from imgcls.recipe import Recipe, Resolved
 from imgcls.tables import SPLITS, Manifest, Split
 from imgcls.tracking.store import artifact
-from imgcls.training.device import Plan, resolve_plan
+from imgcls.training.choose import Choice, choose_plan
 from imgcls.training.fit import seed_all
+from imgcls.training.measure import Job
+from imgcls.training.plan import Plan, resolve_device
 
 
 @dataclass(frozen=True)
@@ -44,8 +46,9 @@ class Prepared:
 
     Attributes:
         resolved: the recipe as it was given.
-        recipe: the same with `auto` values replaced.
+        recipe: the same with `auto` values replaced, so that it gives the same plan again.
         plan: where and how to compute.
+        measured: a row for each plan that was measured; none where the training is short or the plan is given.
         manifest: the images, split.
         preprocessing: what happens to every image.
         train: training batches.
@@ -60,6 +63,7 @@ class Prepared:
     resolved: Resolved
     recipe: Recipe
     plan: Plan
+    measured: pd.DataFrame
     manifest: Manifest
     preprocessing: Preprocessing
     train: Loader
@@ -80,7 +84,7 @@ def prepare(resolved: Resolved, console: Console) -> Prepared:
     recipe = resolved.recipe
     for notice in resolved.notices:
         console.say(f"note: {notice}")
-    plan = resolve_plan(recipe.train.device, recipe.train.precision)
+    device = resolve_device(recipe.train.device, recipe.train.plan)
     recipe, pretrained = _with_weights(recipe, console)
     manifest = scan(recipe.data, progress=console.count)
     if recipe.data.on_bad_image == "skip":
@@ -107,13 +111,18 @@ def prepare(resolved: Resolved, console: Console) -> Prepared:
     random_steps = training_pipeline(recipe.augment, size=size, channels=channels, mean=steps.mean)
     weights = _class_weights(manifest, recipe)
     chances = weights[manifest.part("train").labels] if recipe.data.balance == "oversample" else None
-    train_loader = _loader("train", images["train"], random_steps, manifest, recipe, plan, chances)
-    val_loader = _loader("val", images["val"], evaluation_pipeline(size, steps.eval_crop), manifest, recipe, plan)
+    train_loader = _loader("train", images["train"], random_steps, manifest, recipe, device, chances)
+    val_loader = _loader("val", images["val"], evaluation_pipeline(size, steps.eval_crop), manifest, recipe, device)
+    choice = _plan(model, recipe, device, train_loader, steps, num_classes=len(manifest.classes))
+    plan = choice.plan
+    recipe = recipe.replace({"train.plan": plan.as_config()})
     counts = ", ".join(f"{name} {count:,}" for name, count in manifest.counts().items())
     console.say(
         f"{len(manifest):,} images of {len(manifest.classes):,} classes ({counts}) at {size} px; "
         f"{recipe.model.family} with {_parameters(model, architecture)} on {plan}"
     )
+    for line in choice.lines:
+        console.say(line)
     files = [item for item in manifest.skipped if item.num_files]
     if files:
         first = ", ".join(f"{item.path} ({item.reason})" for item in files[:3])
@@ -121,9 +130,28 @@ def prepare(resolved: Resolved, console: Console) -> Prepared:
         console.say(f"skipped {count:,} file{'s' * (count != 1)}: {first}{', …' * (len(files) > 3)}")
     if loaded is not None:
         console.say(loaded.summary)
+    measured = pd.DataFrame([asdict(row) for row in choice.rows])
     return Prepared(
-        resolved, recipe, plan, manifest, steps, train_loader, val_loader, model, weights, report, loaded, architecture
+        resolved, recipe, plan, measured, manifest, steps, train_loader, val_loader, model, weights, report, loaded,
+        architecture,
+    )  # fmt: skip
+
+
+def _plan(
+    model: StagedModel, recipe: Recipe, device: str, train: Loader, steps: Preprocessing, *, num_classes: int
+) -> Choice:
+    """The execution plan, measured on copies of the model where that pays."""
+    job = Job(
+        model=model,
+        optim=recipe.optim,
+        preprocessing=steps,
+        image_size=steps.image_size,
+        batch_size=min(recipe.train.batch_size, train.num_images),
+        num_classes=num_classes,
+        num_steps=recipe.train.epochs * len(train),
+        num_compiles=1 + len(recipe.train.unfreeze),
     )
+    return choose_plan(job, device, recipe.train.plan)
 
 
 def _with_weights(recipe: Recipe, console: Console) -> tuple[Recipe, Pretrained | None]:
@@ -205,11 +233,11 @@ def _loader(
     pipeline: Pipeline,
     manifest: Manifest,
     recipe: Recipe,
-    plan: Plan,
+    device: str,
     chances: npt.NDArray[np.float64] | None = None,
 ) -> Loader:
     assert recipe.augment.image_size != "auto"
-    num_workers = resolve_num_workers(recipe.data.num_workers, device=plan.device)
+    num_workers = resolve_num_workers(recipe.data.num_workers, device=device)
     batch_bytes = recipe.train.batch_size * recipe.augment.image_size**2 * recipe.data.channels
     return Loader(
         images,
@@ -221,7 +249,7 @@ def _loader(
         chances=chances,
         num_workers=num_workers,
         prefetch=resolve_prefetch(recipe.data.prefetch, num_workers=num_workers, batch_bytes=batch_bytes),
-        pin_memory=plan.device == "cuda",
+        pin_memory=device == "cuda",
     )
 
 

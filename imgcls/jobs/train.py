@@ -154,6 +154,8 @@ def _describe(run: TrackedRun, prepared: Prepared) -> None:
         run.log_text(table.to_csv(index=False), "tables/weights.csv")
     if prepared.report is not None:
         run.log_text(json.dumps(prepared.report.to_dict(), ensure_ascii=False), "tables/data_check.json")
+    if len(prepared.measured):
+        run.log_text(prepared.measured.to_csv(index=False), "tables/plan.csv")
     table = prepared.architecture
     run.log_text(table.to_csv(index=False), "tables/model.csv")
     run.log_metrics(
@@ -179,7 +181,7 @@ def _train(run: TrackedRun, prepared: Prepared, console: Console, signals: Signa
         )
 
     console.begin_training()
-    with signals.deferred():
+    with signals.deferred(), prepared.plan.threaded():
         for row in fit(
             prepared.model,
             prepared.train,

@@ -20,9 +20,9 @@ from imgcls.models.family import StagedModel
 from imgcls.models.freezing import Depth, thaw_schedule
 from imgcls.sections import Section
 from imgcls.tables import History, Row
-from imgcls.training.device import Plan
 from imgcls.training.mixing import Mixing
 from imgcls.training.optim import OptimConfig
+from imgcls.training.plan import Device, Plan, PlanConfig, PlanField
 from imgcls.training.trainer import Totals, Trainer
 
 BEST, LAST = "best.pt", "last.pt"
@@ -37,10 +37,14 @@ class TrainConfig(Section):
     """Images a step; two at least, since batch normalisation needs them."""
     seed: int = Field(0, ge=0, lt=2**32)
     """Seed of the weights, the order of the images and their augmentation."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Device = "auto"
     """Where to compute; auto takes a GPU where there is one."""
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """Arithmetic of the forward pass; auto is bf16 on a GPU (fp16 where it lacks it) and fp32 on a CPU."""
+    plan: PlanField = Field(default_factory=PlanConfig)
+    """How to compute: auto, or {precision: fp32 | bf16 | fp16, layout: nchw | nhwc, compile: true | false, threads: N},
+    or some of these; what is left out is auto. What is auto is measured for a few seconds, on copies of the network,
+    where the training takes minutes; a shorter one takes fp32 in nhwc (on a GPU bf16 in nchw), not
+    compiled. What is given is
+    taken as it is."""
     monitor: Literal["val/acc", "val/f1", "val/loss"] = "val/acc"
     """The figure that decides which epoch is the best and when to stop early; ties go to the lower val/loss."""
     patience: Annotated[int, Field(ge=1)] | None = None
@@ -141,8 +145,7 @@ def fit(
     `on_thaw(epoch)` is called when an epoch begins with fewer stages frozen than the one before.
 
     Raises:
-        UserError: the loss became infinite or not a number, a checkpoint cannot be written, or the model cannot thaw as
-            `config.unfreeze` asks.
+        UserError: the loss became no finite number, a checkpoint cannot be written, or the model cannot thaw as asked.
     """
     thaws: dict[int, int] = {}
     if config.unfreeze:
@@ -154,6 +157,7 @@ def fit(
         preprocessing,
         plan,
         num_steps=config.epochs * len(train),
+        batch_size=min(config.batch_size, train.num_images),
         class_weights=class_weights,
         mixing=mixing,
     )
@@ -207,5 +211,5 @@ def _progress(epoch: int, batch: int, num_batches: int, totals: Totals, seconds:
 def _diverged(loss: float, epoch: int, optim: OptimConfig) -> str:
     return (
         f"the training loss became {loss} in epoch {epoch}; expected a finite number. Lower optim.lr (now "
-        f"{optim.lr:g}), lengthen optim.warmup_epochs, or set train.precision to fp32."
+        f"{optim.lr:g}), lengthen optim.warmup_epochs, or set train.plan.precision to fp32."
     )

@@ -13,10 +13,10 @@ from imgcls.evaluation.metrics import confusion_matrix, macro_f1
 from imgcls.models.family import StagedModel
 from imgcls.tables import History, Row
 from imgcls.training.checkpoint import Checkpoint
-from imgcls.training.device import Plan
 from imgcls.training.losses import training_loss
 from imgcls.training.mixing import Mixing
 from imgcls.training.optim import OptimConfig, add_thawed, build_optimizer, learning_rate, set_learning_rate
+from imgcls.training.plan import Forward, Plan
 
 
 class Totals:
@@ -28,18 +28,18 @@ class Totals:
         self.count = 0
 
     def add(self, loss: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor) -> None:
-        """Count a batch: its mean loss, its (B, C) logits and (B,) labels."""
+        """Count a batch: its mean loss, its logits (B, C) and its labels (B,)."""
         self._loss += loss.detach() * len(labels)
         self._hits += (logits.detach().argmax(1) == labels).sum()
         self.count += len(labels)
 
     def means(self) -> tuple[float, float]:
-        """(loss, accuracy) over all images so far; reads them from the device."""
+        """(loss, accuracy) of the images so far; 0 where there are none."""
         return self._loss.item() / max(1, self.count), self._hits.item() / max(1, self.count)
 
 
 class Trainer:
-    """The state that a step changes."""
+    """The state that a step changes; `batch_size` is what `Forward` asks for."""
 
     def __init__(
         self,
@@ -49,12 +49,15 @@ class Trainer:
         plan: Plan,
         *,
         num_steps: int,
+        batch_size: int,
         class_weights: npt.NDArray[np.float64] | None,
         mixing: Mixing | None,
     ) -> None:
-        self.model = model.to(plan.device)
+        plan.place(model)
+        self.model = model
         self._optim, self._preprocessing, self._plan = optim, preprocessing, plan
         self._num_steps, self._steps = num_steps, 0
+        self._forward = Forward(model, plan, batch_size=batch_size)
         self._optimizer = build_optimizer(optim, model)
         self._scaler = torch.amp.GradScaler(plan.device, enabled=plan.precision == "fp16")
         self._weights = None
@@ -74,9 +77,8 @@ class Trainer:
         inputs, labels = self._to_device(batch)
         if self._mixing is not None:
             inputs, labels = self._mixing(inputs, labels, seed=batch.seed)
-        with self._plan.autocast():
-            logits = self.model(inputs)
-            loss = training_loss(logits.float(), labels, self._weights)
+        logits = self._forward(inputs)
+        loss = training_loss(logits.float(), labels, self._weights)
         self._optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(self._scaler.scale(loss))
         self._scaler.step(self._optimizer)
@@ -88,6 +90,7 @@ class Trainer:
         """Train all but the first `depth` stages from now on."""
         assert isinstance(self.model, StagedModel)
         self.model.freeze(depth)
+        self._forward.thawed()
         add_thawed(self._optimizer, self._optim, self.model)
 
     @torch.no_grad()
@@ -101,8 +104,7 @@ class Trainer:
             if stop():
                 return None
             inputs, labels = self._to_device(batch)
-            with self._plan.autocast():
-                logits = self.model(inputs).float()
+            logits = self._forward(inputs).float()
             totals.add(self._val_loss(logits, labels), logits, labels)
             predicted.append(logits.argmax(1).cpu().numpy())
             true.append(batch.labels.numpy())
@@ -125,4 +127,4 @@ class Trainer:
     def _to_device(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         images = batch.images.to(self._plan.device, non_blocking=True)
         labels = batch.labels.to(self._plan.device, non_blocking=True)
-        return self._preprocessing.to_input(images), labels
+        return self._plan.arrange(self._preprocessing.to_input(images)), labels

@@ -225,7 +225,14 @@ def test_fractions_that_leave_nothing_to_train_on_are_an_error(refuse: Refuse) -
         (["--optim.lr=1", "--optim.lr=2"], ["--optim.lr is given twice: '1' and '2'. Give it once."]),
         (["--model.family", "resnet18"], ["augment.image_size 16 is too small", "at least 32", "Enlarge"]),
         (["--model.family", "vgg"], ["model.family: unknown model family 'vgg'; known: convnext_{"]),
-        (["--train.precision", "fp16", "--train.device", "cpu"], ["train.precision is fp16, which needs a GPU"]),
+        (["--train.plan.precision", "fp16", "--train.device", "cpu"], ["train.plan.precision is fp16, which needs"]),
+        (["--train.plan.threads", "0"], ["train.plan.threads: found 0, expected auto or a number from 1 to 4096."]),
+        (["--train.plan.layout", "nhcw"], ["found 'nhcw', expected 'auto', 'nchw' or 'nhwc'.", "Did you mean 'nhwc'?"]),
+        (
+            ["--train.plan.presision", "bf16"],
+            ["unknown field 'train.plan.presision'; fields of train.plan: ", "Did you mean 'train.plan.precision'?"],
+        ),
+        (["--train.plan", "fast"], ["train.plan: found 'fast', expected auto, or values of some of precision, layout"]),
     ],
     ids=lambda value: "_".join(value) if value and " " not in value[0] else "",
 )

@@ -14,6 +14,7 @@ from PIL import Image
 from imgcls.recipe import resolve
 from imgcls.tables import History, Predictions
 from imgcls.training.checkpoint import Checkpoint
+from imgcls.training.plan import default_plan, resolve_device
 from tests.e2e.conftest import CHECKOUT, Finished, Runs, Spawn, imgcls
 
 pytestmark = pytest.mark.slow
@@ -117,7 +118,10 @@ def test_all_artifacts_are_there(digits: Finished) -> None:
 
 def test_the_recipe_of_the_run_loads_to_what_was_run(digits: Finished, tmp_path: Path) -> None:
     path = read(digits, "recipe.yaml", tmp_path)
-    assert resolve(path).recipe == resolve("digits", {"train.epochs": 2}).recipe
+    recipe = resolve(path).recipe
+    assert recipe.replace({"train.plan": "auto"}) == resolve("digits", {"train.epochs": 2}).recipe
+    plan = default_plan(resolve_device(recipe.train.device, recipe.train.plan), recipe.train.plan)
+    assert str(plan) == digits.run.data.tags["imgcls.plan"]
     assert digits.run.info.run_id in path.read_text().splitlines()[0]
 
 

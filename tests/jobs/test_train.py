@@ -24,6 +24,7 @@ from imgcls.tracking.run import TrackedRun
 from imgcls.tracking.store import connect
 from imgcls.training.checkpoint import Checkpoint
 from imgcls.training.fit import fit
+from imgcls.training.plan import default_plan
 
 # MLflow's own models of its tables, read when its SQL store is first opened.
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning")
@@ -376,3 +377,27 @@ def test_a_network_that_is_not_as_the_recipe_wants_makes_no_run(
     with pytest.raises(UserError, match=message):
         imgcls.train(None, {**photos, **fields}, quiet=True)
     assert runs() == []
+
+
+@pytest.mark.slow
+def test_a_measured_plan_is_recorded_and_the_next_run_takes_it_without_measuring(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("imgcls.training.choose.SHORT_JOB_S", 0.0)
+    monkeypatch.setattr("imgcls.training.choose.MOST_SHARE", 100.0)
+    monkeypatch.setattr("imgcls.training.choose.MOST_S", 5.0)
+    monkeypatch.setenv("IMGCLS_CACHE", str(tmp_path))
+    ask = {**SMALL, "train.epochs": 1, "train.device": "cpu", "train.plan.compile": False}
+    found = [imgcls.train("digits", ask) for _ in range(2)]
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("plan: ")]
+    assert [", measured in " in line for line in lines] == [True, False]
+    assert lines[1].endswith(" images/s, as measured before)")
+    client = connect().client
+    for result in found:
+        tag = client.get_run(result.run_id).data.tags["imgcls.plan"]
+        assert str(default_plan("cpu", result.recipe.train.plan)) == tag
+        assert f"plan: {tag}, " in "\n".join(lines)
+        table = pd.read_csv(client.download_artifacts(result.run_id, "tables/plan.csv", str(tmp_path)))
+        assert tag in set(table["plan"])
+        assert table["images_per_s"].max() > 0
+    assert found[0].recipe == found[1].recipe

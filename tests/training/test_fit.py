@@ -19,10 +19,10 @@ from imgcls.models.family import StagedModel, num_parameters
 from imgcls.models.plaincnn import PlainCNNConfig, build_plaincnn
 from imgcls.tables import History, Row
 from imgcls.training.checkpoint import Checkpoint
-from imgcls.training.device import Plan
 from imgcls.training.fit import BEST, LAST, Step, TrainConfig, best_row, fit, seed_all
 from imgcls.training.mixing import build_mixing
 from imgcls.training.optim import OptimConfig, add_thawed, build_optimizer
+from imgcls.training.plan import Plan
 
 COUNT, CLASSES = 26, 2
 LABELS = np.arange(COUNT, dtype=np.int64) % CLASSES
