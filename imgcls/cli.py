@@ -113,6 +113,41 @@ def batch_find(words: tuple[str, ...], most: int, seconds: float, refine: bool) 
         sys.exit(3)
 
 
+@cli.command("profile", context_settings=_OVERRIDABLE)
+@click.argument("words", metavar="[RECIPE] [--SECTION.FIELD VALUE]...", nargs=-1, type=click.UNPROCESSED)
+@click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON, and nothing else.")
+@click.option(
+    "--seconds",
+    default=60.0,
+    show_default=True,
+    type=click.FloatRange(0, 86_400, min_open=True),
+    help="For measuring; more where three batches a turn take longer.",
+)
+@click.option("--turns", default=5, show_default=True, type=click.IntRange(1, 100), help="How often all is measured.")
+def profile(words: tuple[str, ...], as_json: bool, seconds: float, turns: int) -> None:
+    """Measure how fast a training is, and what holds it up.
+
+    In images a second: (a) compute alone on one batch, (b) data alone, (c) the loop of `imgcls train` with checkpoints
+    and tracking, in turn; (c) / min(a, b); and the setting that would help. Takes a recipe and its fields like
+    `imgcls train`.
+
+    \b
+    imgcls profile
+    imgcls profile --data.root photos/ --model.family resnet18 --seconds 120
+    imgcls profile digits --json
+
+    Exit codes: as for `imgcls train`.
+    """
+    with _job(words) as (resolved, signals):
+        from imgcls.jobs.console import Console
+        from imgcls.jobs.profile import run_profile
+
+        console = Console(quiet=as_json)
+        result = run_profile(resolved, console, signals, seconds=seconds, turns=turns, as_json_text=as_json)
+    if result.unsent is not None:
+        sys.exit(3)
+
+
 @cli.group()
 def recipe() -> None:
     """Show, describe and compare recipes."""

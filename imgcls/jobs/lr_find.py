@@ -16,7 +16,7 @@ from imgcls.jobs.signals import Signals
 from imgcls.recipe import Resolved
 from imgcls.tracking import run as tracking
 from imgcls.tracking.run import TrackedRun
-from imgcls.training.lr_find import HIGHEST, LOWEST, STEPS, RangeTest, Suggestion, range_test, suggest
+from imgcls.training.lr_find import HIGHEST, LOWEST, STEPS, RangeTest, Suggestion, check_range, range_test, suggest
 from imgcls.training.mixing import build_mixing
 
 SHOWS = "the figure and the table"
@@ -62,6 +62,7 @@ def run_lr_find(
         UserError: the recipe cannot be trained, the rates or steps make no test, or the store takes no run.
     """
     with before_run(console):
+        check_range(lowest, highest, num_steps)
         prepared = prepare(resolved, console)
         signals.hold()
         recipe = prepared.recipe

@@ -92,6 +92,18 @@ def _average(values: Values) -> Values:
     return averages
 
 
+def check_range(lowest: float, highest: float, num_steps: int) -> None:
+    """Refuse what makes no test.
+
+    Raises:
+        UserError: the rates do not rise, or there are too few steps.
+    """
+    if not 0 < lowest < highest <= 100:
+        raise UserError(f"the rates go from {lowest:g} to {highest:g}; expected them to rise, above 0 and up to 100.")
+    if num_steps < FEWEST:
+        raise UserError(f"{num_steps} steps are asked for; expected {FEWEST} or more, {STEPS} is usual.")
+
+
 def range_test(
     model: nn.Module,
     train: Loader,
@@ -131,10 +143,7 @@ def range_test(
     Raises:
         UserError: the rates or the steps make no test, or there are no training batches.
     """
-    if not 0 < lowest < highest <= 100:
-        raise UserError(f"the rates go from {lowest:g} to {highest:g}; expected them to rise, above 0 and up to 100.")
-    if num_steps < FEWEST:
-        raise UserError(f"{num_steps} steps are asked for; expected {FEWEST} or more, {STEPS} is usual.")
+    check_range(lowest, highest, num_steps)
     if len(train) == 0 or train.num_images < 2:
         raise UserError(f"there are too few training images ({train.num_images}); expected two or more.")
     devices = [torch.cuda.current_device()] if plan.device == "cuda" else []
