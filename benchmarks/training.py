@@ -79,7 +79,7 @@ def data_root(name: str) -> str:
     """The folder of a data set."""
     if "IMGCLS_DATA" not in os.environ:
         sys.exit("set IMGCLS_DATA to the folder of the data sets")
-    return str(Path(os.environ["IMGCLS_DATA"], name))
+    return str(Path(os.environ["IMGCLS_DATA"], name).absolute())
 
 
 @contextmanager
