@@ -21,7 +21,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from imgcls.data.augment import Pipeline
-from imgcls.data.images import Gatherable, Images
+from imgcls.data.images import DecodedImages, Gatherable, Images
 from imgcls.errors import UserError
 
 _WORKER = "DataLoader worker"
@@ -133,6 +133,11 @@ class Loader:
         num_workers: processes that make batches; 0 makes them in this one.
         prefetch: batches that each process makes ahead.
         pin_memory: page-lock the batches for asynchronous copies to a GPU.
+
+    Attributes:
+        num_images: the images of an epoch.
+        num_workers: as given.
+        decodes: images are decoded anew in every epoch, for want of a store.
     """
 
     def __init__(
@@ -149,7 +154,8 @@ class Loader:
         prefetch: int = 2,
         pin_memory: bool = False,
     ) -> None:
-        self.num_images = len(images)
+        self.num_images, self.num_workers = len(images), num_workers
+        self.decodes = isinstance(images, DecodedImages)
         self._keys = _EpochKeys(len(images), batch_size=batch_size, seed=seed, shuffle=shuffle, chances=chances)
         self._dataset = _BatchDataset(images, labels, pipeline)
         self._pin_memory = pin_memory
@@ -265,13 +271,14 @@ def resolve_num_workers(asked: int | Literal["auto"], *, device: str) -> int:
     """
     if asked != "auto":
         return asked
-    cores = _num_cores()
+    cores = num_cores()
     if device == "cpu":
         return 0 if cores < 16 else min(4, cores // 8)
     return min(8, max(1, cores - 1))
 
 
-def _num_cores() -> int:
+def num_cores() -> int:
+    """Processor cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):  # a scheduler may have given this process some of the machine's cores
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 2

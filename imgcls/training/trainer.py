@@ -67,9 +67,9 @@ class Trainer:
         self._val_loss = nn.CrossEntropyLoss()
         self.lr = 0.0
 
-    def step(self, batch: Batch, *, steps_per_epoch: int, totals: Totals) -> None:
-        """One update of the weights."""
-        self.lr = learning_rate(
+    def step(self, batch: Batch, *, steps_per_epoch: int, totals: Totals, lr: float | None = None) -> None:
+        """One update of the weights, at the schedule's learning rate or at `lr`."""
+        self.lr = lr or learning_rate(
             self._optim, step=self._steps, num_steps=self._num_steps, steps_per_epoch=steps_per_epoch
         )
         set_learning_rate(self._optimizer, self.lr)

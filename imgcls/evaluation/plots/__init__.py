@@ -10,6 +10,7 @@ from imgcls.evaluation.plots.data import (
     sample_grid,
     size_scatter,
 )
+from imgcls.evaluation.plots.rates import range_test
 from imgcls.evaluation.plots.training import confusion, curves
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "confusion",
     "curves",
     "image_pairs",
+    "range_test",
     "sample_grid",
     "save",
     "size_scatter",
