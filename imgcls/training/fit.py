@@ -23,9 +23,11 @@ from imgcls.tables import History, Row
 from imgcls.training.averaging import Averages, AveragingName
 from imgcls.training.device import Plan
 from imgcls.training.losses import Loss, LossName
+from imgcls.training.microbatch import check_micro_batch
 from imgcls.training.mixing import Mixing
 from imgcls.training.monitors import Monitor, score
 from imgcls.training.optim import OptimConfig
+from imgcls.training.optimizers import check_optimizer
 from imgcls.training.trainer import Totals, Trainer
 
 BEST, LAST = "best.pt", "last.pt"
@@ -149,6 +151,20 @@ def best_row(history: History, monitor: str) -> Row:
     return max(history.rows, key=lambda row: (score(monitor, row[monitor]), score("val/loss", row["val/loss"])))
 
 
+def check_training(config: TrainConfig, optim: OptimConfig, model: nn.Module) -> None:
+    """See that optimiser and micro-batch suit the network, before a run is made.
+
+    Raises:
+        UserError: they do not, as `fit` would say.
+    """
+    check_optimizer(optim, model)
+    check_micro_batch(_micro_batch(config), model.train())
+
+
+def _micro_batch(config: TrainConfig) -> int | None:
+    return None if config.micro_batch == "auto" else config.micro_batch
+
+
 def build_trainer(
     model: nn.Module,
     config: TrainConfig,
@@ -176,7 +192,7 @@ def build_trainer(
         mixing=mixing,
         loss=Loss(config.loss, config.focal_gamma, config.label_smoothing),
         averages=Averages(config.averaging, config.ema_decay, config.swa_start),
-        micro_batch=None if config.micro_batch == "auto" else config.micro_batch,
+        micro_batch=_micro_batch(config),
         on_note=on_note,
     )
 

@@ -14,6 +14,24 @@ from imgcls.errors import UserError
 T = TypeVar("T")
 
 
+def fewest(model: nn.Module) -> int:
+    """The fewest images that can go through the network at a time: two where it has batch norm that trains."""
+    return 2 if any(isinstance(module, _BatchNorm) and module.training for module in model.modules()) else 1
+
+
+def check_micro_batch(size: int | None, model: nn.Module) -> None:
+    """See that the size suits the network, which is in training mode.
+
+    Raises:
+        UserError: a size of 1 for a network with batch norm.
+    """
+    if size is not None and size < fewest(model):
+        raise UserError(
+            "train.micro_batch is 1, but the network has batch normalisation, which needs two images at a time. "
+            "Set train.micro_batch to 2 or more, or choose a network without it."
+        )
+
+
 class MicroBatch:
     """The size of the parts of a batch, which halves when the memory does not hold them.
 
@@ -28,16 +46,11 @@ class MicroBatch:
 
     def __init__(self, size: int | None, model: nn.Module, on_note: Callable[[str], None]) -> None:
         self.size, self._model, self._on_note = size, model, on_note
-        if size == 1 and self._least == 2:
-            raise UserError(
-                "train.micro_batch is 1, but the network has batch normalisation, which needs two images at a time. "
-                "Set train.micro_batch to 2 or more, or choose a network without it."
-            )
+        check_micro_batch(size, model)
 
     @property
     def _least(self) -> int:
-        trains = any(isinstance(module, _BatchNorm) and module.training for module in self._model.modules())
-        return 2 if trains else 1
+        return fewest(self._model)
 
     def parts(self, count: int) -> list[slice]:
         """A batch of `count` images as parts of nearly the same size, in order."""

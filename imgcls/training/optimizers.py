@@ -164,8 +164,8 @@ OPTIMIZERS.register("rmsprop")(OptimizerPlugin(_rmsprop, frozenset({"alpha", "ep
 OPTIMIZERS.register("sgd")(OptimizerPlugin(_sgd, frozenset({"nesterov"})))
 
 
-def build_optimizer(config: OptimizerConfig, model: nn.Module) -> torch.optim.Optimizer:
-    """The configured optimiser over the model's trainable parameters, which must be on their device already.
+def check_optimizer(config: OptimizerConfig, model: nn.Module) -> None:
+    """See that the optimiser suits the network.
 
     Raises:
         UserError: muon for a network that has no matrix for it.
@@ -175,6 +175,15 @@ def build_optimizer(config: OptimizerConfig, model: nn.Module) -> torch.optim.Op
             "optim.optimizer is muon, which is for matrices between the input and the head, as Transformers have them; "
             "this network has none. Set optim.optimizer to adamw or sgd, or choose a network such as vit_b_16."
         )
+
+
+def build_optimizer(config: OptimizerConfig, model: nn.Module) -> torch.optim.Optimizer:
+    """The configured optimiser over the model's trainable parameters, which must be on their device already.
+
+    Raises:
+        UserError: muon for a network that has no matrix for it.
+    """
+    check_optimizer(config, model)
     # torch's fused kernels are for floats on these devices.
     fused = all(p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in model.parameters())
     return OPTIMIZERS.get(config.optimizer).build(parameter_groups(config, model), config, fused)
