@@ -135,6 +135,8 @@ def test_every_optimizer_under_every_schedule_goes_on_from_its_state_bit_by_bit(
     assert all(torch.equal(a, again.state_dict()[name]) for name, a in model.state_dict().items())
     one, two = whole.state_dict(), resumed.state_dict()
     assert all(torch.equal(a, two["averaging"]["mean"][name]) for name, a in one["averaging"]["mean"].items())
+    floats = {name for name, tensor in model.state_dict().items() if tensor.is_floating_point()}
+    assert one["averaging"]["mean"].keys() == floats, "what has thawed is averaged too"
     assert one["averaging"]["count"] == two["averaging"]["count"] > 0
     assert (one["step"], one["plateau"], one["micro_batch"]) == (two["step"], two["plateau"], two["micro_batch"])
     assert (one["step"], whole.lr) == (STEPS, resumed.lr)
