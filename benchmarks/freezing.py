@@ -23,7 +23,8 @@ from torchvision.models import resnet18
 
 import imgcls.models  # noqa: F401
 from imgcls.models.family import FAMILIES, build
-from imgcls.training.optim import OptimConfig, build_optimizer, set_learning_rate
+from imgcls.training.optim import OptimConfig
+from imgcls.training.optimizers import build_optimizer, set_learning_rate
 
 BATCH, SIZE, CLASSES, STEPS = 32, 96, 50, 4
 

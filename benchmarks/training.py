@@ -43,8 +43,10 @@ from imgcls.jobs.signals import Signals
 from imgcls.models.family import build
 from imgcls.recipe import Recipe, resolve
 from imgcls.tracking.store import connect
-from imgcls.training.device import Plan, resolve_plan
+from imgcls.training.choose import choose_plan
 from imgcls.training.fit import seed_all
+from imgcls.training.measure import Job
+from imgcls.training.plan import Plan, resolve_device
 from imgcls.training.throughput import Compute
 
 CIFAR: dict[str, Any] = {
@@ -54,6 +56,8 @@ CIFAR: dict[str, Any] = {
 ANIMALS: dict[str, Any] = {
     "model.family": "resnet18", "augment.image_size": 160, "augment.preset": "animals", "train.batch_size": 32,
 }  # fmt: skip
+STEPS = 3500
+"""Of the training that a plan is chosen for: ten epochs of CIFAR-10, 40 of animals50, in batches of 128 and 32."""
 SHAPES = {"resnet18": (160, 32), "resnet50": (160, 16), "quizdnn": (32, 128)}
 """family -> pixels on each side, images a batch."""
 SMALL = {
@@ -64,15 +68,21 @@ SMALL = {
 """family -> pixels: one of every kind of network, for --all, in batches of 16 and a quarter of the time."""
 
 
-def plan_for(recipe: Recipe) -> tuple[str, Plan]:
-    """What `imgcls train` would compute this recipe with, and its name. The one place that knows how plans are made."""
-    plan = resolve_plan(recipe.train.device, recipe.train.precision)
-    return str(plan), plan
+def plan_for(network: nn.Module, recipe: Recipe, steps: Preprocessing) -> Plan:
+    """What `imgcls train` would compute a training of `STEPS` steps of this recipe with."""
+    job = Job(
+        model=network, optim=recipe.optim, preprocessing=steps, image_size=steps.image_size,
+        batch_size=recipe.train.batch_size, num_classes=50, num_steps=STEPS,
+    )  # fmt: skip
+    choice = choose_plan(job, resolve_device(recipe.train.device, recipe.train.plan), recipe.train.plan)
+    for line in choice.lines:
+        print(line, flush=True)
+    return choice.plan
 
 
 def overridden(arguments: argparse.Namespace) -> dict[str, Any]:
     """The fields that the command line's --plan stands for."""
-    return {} if arguments.plan is None else {"train.precision": arguments.plan}
+    return {} if arguments.plan is None else {"train.plan": {"precision": arguments.plan, "compile": False}}
 
 
 def data_root(name: str) -> str:
@@ -163,9 +173,12 @@ def _both(recipe: Recipe, size: int, batch_size: int) -> tuple[Callable[[float],
     images = torch.randint(0, 256, (batch_size, size, size, 3), dtype=torch.uint8)
     labels = torch.randint(0, 50, (batch_size,))
     steps = Preprocessing(3, size, IMAGENET_MEAN, IMAGENET_STD)
-    name, chosen = plan_for(recipe)
-    ours = Compute(network, Batch(images, labels, 0), optim=recipe.optim, preprocessing=steps, plan=chosen)
-    return Baseline(network, steps.to_input(images), labels, chosen.device).images_per_s, ours.images_per_s, name
+    chosen = plan_for(network, recipe, steps)
+    ours = Compute(
+        network, Batch(images, labels, 0), config=recipe.train, optim=recipe.optim, preprocessing=steps, plan=chosen
+    )
+    theirs = Baseline(network, steps.to_input(images).contiguous(), labels, chosen.device)
+    return theirs.images_per_s, ours.images_per_s, str(chosen)
 
 
 def _print_ratio(title: str, rates: list[tuple[float, float]], goal: str) -> None:
@@ -207,7 +220,7 @@ def accuracy(arguments: argparse.Namespace) -> None:
 
 def fp32_fields() -> Mapping[str, Any]:
     """Torch's defaults as fields of a recipe."""
-    return {"train.precision": "fp32"}
+    return {"train.plan": {"precision": "fp32", "layout": "nchw", "compile": False}}
 
 
 def _listed(values: list[float]) -> str:
@@ -218,7 +231,7 @@ def processes(_arguments: argparse.Namespace) -> None:
     """The same losses with one process and with two."""
     fields = {
         "model.norm": "none", "model.dropout": 0.0, "augment.preset": "none", "train.epochs": 2, "train.batch_size": 64,
-        "train.precision": "fp32",
+        "train.plan.precision": "fp32",
     }  # fmt: skip
     losses = []
     for count in (1, 2):

@@ -150,9 +150,10 @@ class History:
 
     A row has `epoch` (from 1), `train/loss`, `train/acc`, `val/loss`, `val/acc`, `val/f1` (macro), `lr` (at
     the end of the epoch), `seconds`, `images_per_s` (training images over training seconds) and, of a network with
-    stages, `model/freeze_depth` (those frozen in the epoch). Where MixUp or CutMix mixes the training images,
-    `train/loss` is the loss against their shares of two labels, and `train/acc` counts the label with the larger share;
-    figures of validation are those of whole images.
+    stages, `model/freeze_depth` (those frozen in the epoch) and, where gradients are clipped, `train/grad_norm` (mean
+    L2 norm before that). Where MixUp or CutMix mixes the training images, `train/loss` is the loss against their shares
+    of two labels, and `train/acc` counts the label with the larger share; figures of validation are those of whole
+    images and, where weights are averaged, of the average.
     """
 
     rows: list[Row] = field(default_factory=list)

@@ -66,18 +66,40 @@ optim:
   lr: 0.003
   weight_decay: 0.02
   decay_norms_and_biases: true
+  l1: 0.0
+  clip_norm: null
   layer_decay: 1.0
   momentum: 0.9
   nesterov: false
+  beta2: 0.999
+  alpha: 0.99
+  eps: 1.0e-08
   schedule: cosine
   warmup_epochs: 1.0
   final_lr_ratio: 0.0
+  gamma: null
+  step_epochs: 10
+  milestones: []
+  power: 1.0
+  cycle_rise: 0.3
+  cycle_start: 0.04
+  cycle_anneal: cosine
+  cycle_momentum: null
+  plateau_monitor: val/loss
+  plateau_patience: 5
 train:
   epochs: 25
   batch_size: 64
   seed: 0
   device: auto
   plan: auto
+  micro_batch: auto
+  loss: cross_entropy
+  focal_gamma: 2.0
+  label_smoothing: 0.0
+  averaging: none
+  ema_decay: 0.999
+  swa_start: 0.75
   monitor: val/acc
   patience: null
   unfreeze: {}

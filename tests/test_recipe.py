@@ -15,6 +15,8 @@ from imgcls.data.source import SOURCES
 from imgcls.errors import UserError
 from imgcls.models.family import FAMILIES
 from imgcls.recipe import Recipe, built_in, diff, json_schema, parse_value, resolve
+from imgcls.training.optim import SCHEDULES
+from imgcls.training.optimizers import OPTIMIZERS
 
 
 def error_of(recipe: Any = "digits", overrides: dict[str, Any] | None = None, **words: str) -> str:
@@ -182,7 +184,7 @@ def test_an_unknown_field_lists_the_fields_of_its_section_and_the_nearest() -> N
 
 @pytest.mark.parametrize(
     ("given", "nearest"),
-    [("optim.Learning_Rate", "optim.final_lr_ratio"), ("train.lr", "optim.lr"), ("optim.epochs", "train.epochs"),
+    [("optim.Weight_Dekay", "optim.weight_decay"), ("train.lr", "optim.lr"), ("optim.epochs", "train.epochs"),
      ("model.num_block", "model.num_blocks"), ("train.batchsize", "train.batch_size")],
 )  # fmt: skip
 def test_the_nearest_field_may_stand_in_another_section(given: str, nearest: str) -> None:
@@ -226,6 +228,18 @@ def test_a_field_below_a_value_is_refused() -> None:
         ("train.patience", "0", "train.patience: found 0, expected greater than or equal to 1."),
         ("train.output_dir", "", "train.output_dir: found None, expected a valid string."),
         ("data.root", "''", "data.root: found '', expected at least 1 character."),
+        (
+            "train.monitor",
+            "val/accuracy",
+            "train.monitor: found 'val/accuracy', expected 'val/acc', 'val/f1', 'val/loss', 'train/acc' or "
+            "'train/loss'. Did you mean 'val/acc'?",
+        ),
+        (
+            "train.micro_batch",
+            "0",
+            "train.micro_batch: found 0, expected 'auto' or expected greater than or equal to 1.",
+        ),
+        ("optim.milestones", "3", "optim.milestones: found 3, expected a valid list."),
         ("optim.nesterov", "yes", "optim.nesterov: found 'yes', expected a valid boolean."),
         ("optim.nesterov", "1", "optim.nesterov: found 1, expected a valid boolean."),
         ("data.channels", "2", "data.channels: found 2, expected 1 or 3."),
@@ -243,8 +257,9 @@ def test_a_field_below_a_value_is_refused() -> None:
         ("train.device", "tpu0", "train.device: found 'tpu0', expected 'auto', 'cpu' or 'cuda'."),
         (
             "optim.optimizer",
-            "adam",
-            "optim.optimizer: found 'adam', unknown optimizer 'adam'; known: adamw, sgd. Did you mean 'adamw'?",
+            "adamm",
+            "optim.optimizer: found 'adamm', unknown optimizer 'adamm'; known: adam, adamw, muon, nadam, rmsprop, sgd. "
+            "Did you mean 'adam'?",
         ),
         ("model.kernel_size", "4", "model.kernel_size: found 4, expected 1, 3, 5, 7, 9 or 11."),
     ],
@@ -454,8 +469,12 @@ def test_the_yaml_of_a_recipe_is_plain_and_in_the_order_of_the_sections() -> Non
 OVERRIDES: dict[str, st.SearchStrategy[Any]] = {
     "optim.lr": st.floats(0, 100, exclude_min=True),
     "optim.weight_decay": st.floats(0, 1),
-    "optim.optimizer": st.sampled_from(["adamw", "sgd"]),
-    "optim.schedule": st.sampled_from(["cosine", "constant"]),
+    "optim.optimizer": st.sampled_from(OPTIMIZERS.names()),
+    "optim.schedule": st.sampled_from(sorted({*SCHEDULES.names()} - {"multistep"})),
+    "optim.warmup_epochs": st.none() | st.floats(0, 100),
+    "train.label_smoothing": st.floats(0, 1, exclude_max=True),
+    "train.averaging": st.sampled_from(["none", "ema", "swa"]),
+    "train.monitor": st.sampled_from(["val/acc", "val/f1", "val/loss", "train/acc", "train/loss"]),
     "train.epochs": st.integers(1, 100_000),
     "train.seed": st.integers(0, 2**32 - 1),
     "train.patience": st.none() | st.integers(1, 100),

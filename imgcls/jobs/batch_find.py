@@ -96,6 +96,7 @@ def _search(
             measurer(
                 prepared.model,
                 next(iter(prepared.train.epoch(1))),
+                config=recipe.train,
                 optim=recipe.optim,
                 preprocessing=prepared.preprocessing,
                 plan=prepared.plan,

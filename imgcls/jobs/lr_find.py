@@ -93,10 +93,10 @@ def _test(
         test = range_test(
             prepared.model,
             prepared.train,
+            config=recipe.train,
             optim=recipe.optim,
             preprocessing=prepared.preprocessing,
             plan=prepared.plan,
-            seed=recipe.train.seed,
             class_weights=prepared.class_weights if recipe.data.balance in LOSS_BALANCES else None,
             mixing=build_mixing(recipe.augment, num_classes=len(prepared.manifest.classes)),
             lowest=lowest,

@@ -35,7 +35,7 @@ from imgcls.recipe import Recipe, Resolved
 from imgcls.tables import SPLITS, Manifest, Split
 from imgcls.tracking.store import artifact
 from imgcls.training.choose import Choice, choose_plan
-from imgcls.training.fit import seed_all
+from imgcls.training.fit import check_training, seed_all
 from imgcls.training.measure import Job
 from imgcls.training.plan import Plan, resolve_device
 
@@ -177,6 +177,7 @@ def _build(
 def _checked(model: StagedModel, recipe: Recipe, image_size: int) -> pd.DataFrame:
     """The network's description, after it was held against what the recipe asks of it."""
     thaw_schedule(recipe.train.unfreeze, model.stage_names, recipe.model.freeze_depth)
+    check_training(recipe.train, recipe.optim, model)
     table = describe(model, image_size=image_size, in_channels=recipe.data.channels)
     check_contracts(recipe.model, table, image_size=image_size)
     return table

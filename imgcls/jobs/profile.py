@@ -106,6 +106,7 @@ def measure(
     compute = Compute(
         prepared.model,
         next(iter(whole.epoch(1))),
+        config=recipe.train,
         optim=recipe.optim,
         preprocessing=prepared.preprocessing,
         plan=prepared.plan,

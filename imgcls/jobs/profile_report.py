@@ -140,7 +140,7 @@ def _slow_data(facts: Facts, bottleneck: Bottleneck, what: str) -> Diagnosis:
 def _slow_compute(facts: Facts) -> Diagnosis:
     what = "the network itself takes the time"
     if facts.precision == "fp32":
-        return Diagnosis("compute", "train.precision", f"{what}: try train.precision bf16 (the plan is {facts.plan})")
+        return Diagnosis("compute", "train.plan", f"{what}: try train.plan.precision bf16 (the plan is {facts.plan})")
     return Diagnosis(
         "compute",
         "train.batch_size",

@@ -196,6 +196,7 @@ def _train(run: TrackedRun, prepared: Prepared, console: Console, signals: Signa
             stop=signals.stop,
             on_step=lambda step: console.step(step, epochs=epochs),
             on_thaw=on_thaw,
+            on_note=console.say,
         ):
             history.rows.append(row)
             run.log_metrics(_metrics(row), step=int(row["epoch"]))

@@ -16,9 +16,10 @@ from torch import nn
 
 from imgcls.data.augment import Preprocessing
 from imgcls.data.loading import Batch
-from imgcls.training.device import Plan
+from imgcls.training.fit import TrainConfig, build_trainer
 from imgcls.training.optim import OptimConfig
-from imgcls.training.trainer import Totals, Trainer
+from imgcls.training.plan import Plan
+from imgcls.training.trainer import Totals
 
 SMALLEST = 8
 """The first size that is tried."""
@@ -178,7 +179,7 @@ def _fastest(fitting: list[Tried]) -> int | None:
 
 
 def measurer(
-    model: nn.Module, batch: Batch, *, optim: OptimConfig, preprocessing: Preprocessing, plan: Plan
+    model: nn.Module, batch: Batch, *, config: TrainConfig, optim: OptimConfig, preprocessing: Preprocessing, plan: Plan
 ) -> Callable[[int], Tried]:
     """A function that trains a copy of the model on batches of a size, made of the images of `batch` over and over."""
     warm = False
@@ -192,7 +193,7 @@ def measurer(
         images = batch.images.repeat(repeats, 1, 1, 1)[:size]
         larger = Batch(images, batch.labels.repeat(repeats)[:size], batch.seed)
         try:
-            return _measured(model, larger, optim, preprocessing, plan)
+            return _measured(model, larger, config, optim, preprocessing, plan)
         except (torch.OutOfMemoryError, MemoryError):
             return Tried(size, None, None)
         except RuntimeError as error:  # what torch's allocator of the CPU raises
@@ -207,11 +208,23 @@ def measurer(
     return measure
 
 
-def _measured(model: nn.Module, batch: Batch, optim: OptimConfig, preprocessing: Preprocessing, plan: Plan) -> Tried:
+def _measured(
+    model: nn.Module,
+    batch: Batch,
+    config: TrainConfig,
+    optim: OptimConfig,
+    preprocessing: Preprocessing,
+    plan: Plan,
+) -> Tried:
+    def refuse_parts(reason: str) -> None:
+        raise torch.OutOfMemoryError(reason)
+
     with peak_memory(plan.device) as peak:
-        trainer = Trainer(
-            copy.deepcopy(model), optim, preprocessing, plan, num_steps=1_000_000, class_weights=None, mixing=None
-        )
+        whole = config.model_copy(update={"micro_batch": "auto"})
+        trainer = build_trainer(
+            copy.deepcopy(model), whole, optim, preprocessing, plan, None, None,
+            num_steps=1_000_000, batch_size=len(batch.labels), on_note=refuse_parts,
+        )  # fmt: skip
         totals = Totals(plan.device)
 
         def step() -> None:

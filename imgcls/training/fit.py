@@ -20,8 +20,13 @@ from imgcls.models.family import StagedModel
 from imgcls.models.freezing import Depth, thaw_schedule
 from imgcls.sections import Section
 from imgcls.tables import History, Row
+from imgcls.training.averaging import Averages, AveragingName
+from imgcls.training.losses import Loss, LossName
+from imgcls.training.microbatch import check_micro_batch
 from imgcls.training.mixing import Mixing
+from imgcls.training.monitors import Monitor, score
 from imgcls.training.optim import OptimConfig
+from imgcls.training.optimizers import check_optimizer
 from imgcls.training.plan import Device, Plan, PlanConfig, PlanField
 from imgcls.training.trainer import Totals, Trainer
 
@@ -45,7 +50,28 @@ class TrainConfig(Section):
     where the training takes minutes; a shorter one takes fp32 in nhwc (on a GPU bf16 in nchw), not
     compiled. What is given is
     taken as it is."""
-    monitor: Literal["val/acc", "val/f1", "val/loss"] = "val/acc"
+    micro_batch: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
+    """Images that go through the network at a time, at most; the gradients of the parts of a batch are summed, so that
+    `batch_size` stays what a step learns from, but batch normalisation sees each part by itself. auto is the whole
+    batch, for as long as the memory holds it: where a GPU runs out of memory, this halves, whatever it is."""
+    loss: LossName = "cross_entropy"
+    """cross_entropy, or focal (Lin et al. 2017, arXiv:1708.02002), in which images that the network is sure and right
+    about count less. Validation is always measured in cross-entropy."""
+    focal_gamma: float = Field(2.0, ge=0, le=10)
+    """focal: the power of the probability missed; 0 is cross-entropy."""
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    """The share of every label that is dealt out evenly to all classes (Szegedy et al. 2015, arXiv:1512.00567); 0.1 is
+    common. Validation is measured without it."""
+    averaging: AveragingName = "none"
+    """ema: an exponential moving average of the weights (Polyak and Juditsky 1992), a step at a time; swa: the mean of
+    the weights after each of the last epochs (Izmailov et al. 2018, arXiv:1803.05407), with the statistics of batch
+    normalisation counted anew on up to 100 training batches. Validation, best.pt and the model have the average."""
+    ema_decay: float = Field(0.999, gt=0, lt=1)
+    """ema: what the average keeps of itself at a step; at step n at most (1 + n) / (10 + n), so that a short training
+    has an average too."""
+    swa_start: float = Field(0.75, ge=0, lt=1)
+    """swa: the share of the training after which the weights are averaged."""
+    monitor: Monitor = "val/acc"
     """The figure that decides which epoch is the best and when to stop early; ties go to the lower val/loss."""
     patience: Annotated[int, Field(ge=1)] | None = None
     """Epochs without a better `monitor` after which training stops; null trains all epochs."""
@@ -66,6 +92,24 @@ class TrainConfig(Section):
         if len(set(epochs.values())) < len(epochs):
             raise ValueError("expected every epoch once")
         return {epochs[k]: depth for k, depth in value.items()}
+
+    @model_validator(mode="after")
+    def _fields_fit(self) -> Self:
+        for name, chooser, reader in (
+            ("focal_gamma", "loss", "focal"), ("ema_decay", "averaging", "ema"), ("swa_start", "averaging", "swa")
+        ):  # fmt: skip
+            value, default = getattr(self, name), type(self).model_fields[name].default
+            if value != default and getattr(self, chooser) != reader:
+                raise ValueError(
+                    f"{name} is {value:g} with {chooser} {getattr(self, chooser)!r}, which does not read it. Set "
+                    f"train.{name} to {default:g} or train.{chooser} to {reader}"
+                )
+        if self.micro_batch != "auto" and self.micro_batch > self.batch_size:
+            raise ValueError(
+                f"micro_batch is {self.micro_batch} and batch_size {self.batch_size}; expected at most a whole batch. "
+                "Lower train.micro_batch, or set it to auto"
+            )
+        return self
 
     @model_validator(mode="after")
     def _thaws_while_training(self) -> Self:
@@ -108,16 +152,55 @@ def best_row(history: History, monitor: str) -> Row:
 
     A loss that is not a number is the worst.
     """
-    sign = -1.0 if monitor.endswith("loss") else 1.0
+    return max(history.rows, key=lambda row: (score(monitor, row[monitor]), score("val/loss", row["val/loss"])))
 
-    def rank(row: Row) -> tuple[float, float]:
-        by_monitor, by_loss = sign * row[monitor], -row["val/loss"]
-        return (
-            -math.inf if math.isnan(by_monitor) else by_monitor,
-            -math.inf if math.isnan(by_loss) else by_loss,
-        )
 
-    return max(history.rows, key=rank)
+def check_training(config: TrainConfig, optim: OptimConfig, model: nn.Module) -> None:
+    """See that optimiser and micro-batch suit the network, before a run is made.
+
+    Raises:
+        UserError: they do not, as `fit` would say.
+    """
+    check_optimizer(optim, model)
+    check_micro_batch(_micro_batch(config), model.train())
+
+
+def _micro_batch(config: TrainConfig) -> int | None:
+    return None if config.micro_batch == "auto" else config.micro_batch
+
+
+def build_trainer(
+    model: nn.Module,
+    config: TrainConfig,
+    optim: OptimConfig,
+    preprocessing: Preprocessing,
+    plan: Plan,
+    class_weights: npt.NDArray[np.float64] | None,
+    mixing: Mixing | None,
+    *,
+    num_steps: int,
+    batch_size: int,
+    on_note: Callable[[str], None] = lambda _text: None,
+) -> Trainer:
+    """The trainer that a recipe's sections ask for; see `Trainer`.
+
+    Raises:
+        UserError: the optimiser or the micro-batch does not suit the network.
+    """
+    return Trainer(
+        model,
+        optim,
+        preprocessing,
+        plan,
+        num_steps=num_steps,
+        batch_size=batch_size,
+        class_weights=class_weights,
+        mixing=mixing,
+        loss=Loss(config.loss, config.focal_gamma, config.label_smoothing),
+        averages=Averages(config.averaging, config.ema_decay, config.swa_start),
+        micro_batch=_micro_batch(config),
+        on_note=on_note,
+    )
 
 
 def fit(
@@ -135,6 +218,7 @@ def fit(
     stop: Callable[[], bool] = lambda: False,
     on_step: Callable[[Step], None] = lambda _step: None,
     on_thaw: Callable[[int], None] = lambda _epoch: None,
+    on_note: Callable[[str], None] = lambda _text: None,
 ) -> Iterator[Row]:
     """Train the model in place, yielding a row (see `History`) after every epoch.
 
@@ -142,7 +226,8 @@ def fit(
     `stop()` turns true, the loop ends after the batch in work and writes `last.pt` with the part of the epoch
     that is done; no row is yielded for it. `class_weights` (C,) weigh the training loss, and so `train/loss`;
     `val/loss` is that of the images as they are. `mixing` mixes the training images of a batch with each other.
-    `on_thaw(epoch)` is called when an epoch begins with fewer stages frozen than the one before.
+    `on_thaw(epoch)` is called when an epoch begins with fewer stages frozen than the one before, and `on_note(text)`
+    with what is to be said on the way, such as that the memory does not hold a batch.
 
     Raises:
         UserError: the loss became no finite number, a checkpoint cannot be written, or the model cannot thaw as asked.
@@ -151,16 +236,10 @@ def fit(
     if config.unfreeze:
         assert isinstance(model, StagedModel)
         thaws = thaw_schedule(config.unfreeze, model.stage_names, model.freeze_depth)
-    trainer = Trainer(
-        model,
-        optim,
-        preprocessing,
-        plan,
-        num_steps=config.epochs * len(train),
-        batch_size=min(config.batch_size, train.num_images),
-        class_weights=class_weights,
-        mixing=mixing,
-    )
+    trainer = build_trainer(
+        model, config, optim, preprocessing, plan, class_weights, mixing,
+        num_steps=config.epochs * len(train), batch_size=min(config.batch_size, train.num_images), on_note=on_note,
+    )  # fmt: skip
     history = History()
     since_best = 0
     for epoch in range(1, config.epochs + 1):
@@ -179,27 +258,37 @@ def fit(
             if progress.loss is not None and not math.isfinite(progress.loss):
                 raise UserError(_diverged(progress.loss, epoch, optim))
             on_step(progress)
-        loss, acc = totals.means()
         seconds = time.perf_counter() - begin
-        measured = None if stop() else trainer.evaluate(val, stop)
+        measured = None
+        if not stop():
+            trainer.end_epoch(train.epoch(epoch), stop)
+            measured = trainer.evaluate(val, stop)
         if measured is None:
             trainer.checkpoint(epoch - 1, done, history).save(checkpoints / LAST)
             return
-        row: Row = {"epoch": epoch, "train/loss": loss, "train/acc": acc, **measured, "lr": trainer.lr}
-        if isinstance(model, StagedModel):
-            row["model/freeze_depth"] = model.freeze_depth
-        row["images_per_s"] = totals.count / seconds
+        row = _row(epoch, trainer, totals, measured, seconds)
         row["seconds"] = time.perf_counter() - begin
         history.rows.append(row)
-        checkpoint = trainer.checkpoint(epoch, 0, history)
-        checkpoint.save(checkpoints / LAST)
+        trainer.observe(row)
+        trainer.checkpoint(epoch, 0, history).save(checkpoints / LAST)
         is_best = best_row(history, config.monitor) is row
         if is_best:
-            checkpoint.save(checkpoints / BEST)
+            trainer.checkpoint(epoch, 0, history, averaged=True).save(checkpoints / BEST)
         since_best = 0 if is_best else since_best + 1
         yield row
         if config.patience is not None and since_best >= config.patience:
             return
+
+
+def _row(epoch: int, trainer: Trainer, totals: Totals, measured: Row, seconds: float) -> Row:
+    """The row of an epoch, but for its seconds; see `History`."""
+    loss, acc = totals.means()
+    row: Row = {"epoch": epoch, "train/loss": loss, "train/acc": acc, **measured, "lr": trainer.lr}
+    row |= totals.grad_norm()
+    if isinstance(trainer.model, StagedModel):
+        row["model/freeze_depth"] = trainer.model.freeze_depth
+    row["images_per_s"] = totals.count / seconds
+    return row
 
 
 def _progress(epoch: int, batch: int, num_batches: int, totals: Totals, seconds: float, plan: Plan) -> Step:

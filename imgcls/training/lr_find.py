@@ -14,11 +14,11 @@ from torch import nn
 from imgcls.data.augment import Preprocessing
 from imgcls.data.loading import Batch, Loader
 from imgcls.errors import UserError
-from imgcls.training.device import Plan
-from imgcls.training.fit import seed_all
+from imgcls.training.fit import TrainConfig, build_trainer, seed_all
 from imgcls.training.mixing import Mixing
 from imgcls.training.optim import OptimConfig
-from imgcls.training.trainer import Totals, Trainer
+from imgcls.training.plan import Plan
+from imgcls.training.trainer import Totals
 
 LOWEST, HIGHEST, STEPS = 1e-6, 10.0, 100
 """What is tested by default: seven powers of ten, about 14 steps for each."""
@@ -108,10 +108,10 @@ def range_test(
     model: nn.Module,
     train: Loader,
     *,
+    config: TrainConfig,
     optim: OptimConfig,
     preprocessing: Preprocessing,
     plan: Plan,
-    seed: int,
     class_weights: npt.NDArray[np.float64] | None = None,
     mixing: Mixing | None = None,
     lowest: float = LOWEST,
@@ -128,10 +128,10 @@ def range_test(
     Args:
         model: what is to be trained.
         train: training batches; gone through again where there are fewer than steps.
+        config: the recipe's section, whose loss is tested; its seed is that of what is random in the network.
         optim: the recipe's section; its rate and schedule do not count.
         preprocessing: of the recipe.
         plan: where and how to compute.
-        seed: of what is random in the network, such as dropout.
         class_weights: (C,) weight of each class in the loss.
         mixing: of training images with each other.
         lowest: the first rate.
@@ -150,10 +150,10 @@ def range_test(
     rates, losses, lowest_yet, average = np.geomspace(lowest, highest, num_steps), list[float](), math.inf, 0.0
     num_images, diverged = 0, False
     with torch.random.fork_rng(devices):
-        seed_all(seed)
-        trainer = Trainer(
-            copy.deepcopy(model), optim, preprocessing, plan,
-            num_steps=num_steps, class_weights=class_weights, mixing=mixing,
+        seed_all(config.seed)
+        trainer = build_trainer(
+            copy.deepcopy(model), config, optim, preprocessing, plan, class_weights, mixing,
+            num_steps=num_steps, batch_size=min(config.batch_size, train.num_images),
         )  # fmt: skip
         for step, batch in enumerate(islice(_batches(train), num_steps)):
             if stop():

@@ -1,49 +1,55 @@
-"""Optimisers and learning-rate schedules by name."""
+"""The recipe's `optim` section, and its learning-rate schedules by name, which advance at every step."""
 
+import json
 import math
-from collections.abc import Callable, Collection, Iterable
-from typing import Any, Self
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, Self
 
-import torch
 from pydantic import Field, field_validator, model_validator
 
-from imgcls.models.family import StagedModel
 from imgcls.plugins import Registry
-from imgcls.sections import Section
+from imgcls.training.monitors import Monitor, score
+from imgcls.training.optimizers import OPTIMIZERS, PARTICULAR, OptimizerConfig
 
-Parameters = Iterable[dict[str, Any]]
-"""torch's parameter groups."""
-
-OPTIMIZERS: "Registry[Callable[[Parameters, OptimConfig], torch.optim.Optimizer]]" = Registry("optimizer")
-SCHEDULES: "Registry[Callable[[float], float]]" = Registry("learning-rate schedule")
-"""name -> factor in 0..1 as a function of the progress in 0..1 after the warm-up."""
+SCHEDULES: "Registry[Schedule]" = Registry("learning-rate schedule")
 
 
-class OptimConfig(Section):
+class OptimConfig(OptimizerConfig):
     """How the weights are updated."""
 
-    optimizer: str = "adamw"
-    """adamw (Loshchilov and Hutter 2017, arXiv:1711.05101) or sgd."""
-    lr: float = Field(1e-3, gt=0, le=100)
-    """The highest learning rate, reached after the warm-up."""
-    weight_decay: float = Field(1e-2, ge=0, le=1)
-    """Decoupled (adamw) or L2 (sgd) decay of every trained weight."""
-    decay_norms_and_biases: bool = True
-    """Whether `weight_decay` is for biases and the weights of normalisations too, which are all parameters of one
-    dimension. false is as in He et al. (2018, arXiv:1812.01187)."""
-    layer_decay: float = Field(1.0, gt=0, le=1)
-    """The head learns at the schedule's rate, and each stage towards the input at this share of the next one's (Clark
-    et al. 2020, arXiv:2003.10555; Bao et al. 2021, arXiv:2106.08254, both by layer). 1 is the same rate for all."""
-    momentum: float = Field(0.9, ge=0, lt=1)
-    """sgd: momentum. adamw: beta1."""
-    nesterov: bool = False
-    """sgd with momentum: Nesterov's form of it."""
     schedule: str = "cosine"
-    """cosine (Loshchilov and Hutter 2016, arXiv:1608.03983) or constant; advances at every step."""
-    warmup_epochs: float = Field(1.0, ge=0)
-    """Epochs, or parts of one, in which the learning rate rises linearly from 0 to `lr`."""
+    """constant; step, multistep, exponential, plateau, which multiply the learning rate by `gamma` now and then; cosine
+    (Loshchilov and Hutter 2016, arXiv:1608.03983), polynomial; or one-cycle (Smith and Topin 2017, arXiv:1708.07120).
+    All but plateau advance at every step."""
+    warmup_epochs: Annotated[float, Field(ge=0)] | None = None
+    """Epochs, or parts of one, in which the learning rate rises linearly from 0 to where the schedule begins (Goyal et
+    al. 2017, arXiv:1706.02677). null is 1, and 0 for one-cycle, which rises by itself."""
     final_lr_ratio: float = Field(0.0, ge=0, le=1)
-    """The learning rate at the end, as a share of `lr`."""
+    """cosine, polynomial, one-cycle: the learning rate at the end, as a share of `lr`; plateau: the lowest."""
+    gamma: Annotated[float, Field(gt=0, le=1)] | None = None
+    """step, multistep, plateau: the learning rate is multiplied by this; exponential: by this over an epoch. null is
+    0.1, and 0.95 for exponential."""
+    step_epochs: int = Field(10, ge=1, le=100_000)
+    """step: epochs between one multiplication and the next."""
+    milestones: list[Annotated[float, Field(gt=0)]] = Field(default_factory=list)
+    """multistep: after so many epochs (parts of one count) the learning rate is multiplied; those that the training
+    does not reach do nothing. [16, 21]."""
+    power: float = Field(1.0, gt=0, le=10)
+    """polynomial: the share of the steps that is left, to this power, is the share of `lr`; 1 is a straight line."""
+    cycle_rise: float = Field(0.3, gt=0, lt=1)
+    """one-cycle: the share of the steps in which the learning rate rises; it falls in the others."""
+    cycle_start: float = Field(0.04, gt=0, le=1)
+    """one-cycle: the learning rate at the start, as a share of `lr`."""
+    cycle_anneal: Literal["cosine", "linear"] = "cosine"
+    """one-cycle: how it rises and falls."""
+    cycle_momentum: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """one-cycle: the momentum (or beta1) at the highest learning rate, to which it falls from `momentum` and from which
+    it rises back; 0.85 in the paper. null leaves it at `momentum`."""
+    plateau_monitor: Monitor = "val/loss"
+    """plateau: the metric that has to become better; see `train.monitor`."""
+    plateau_patience: int = Field(5, ge=1, le=100_000)
+    """plateau: epochs without a better `plateau_monitor` after which the learning rate is multiplied."""
 
     @field_validator("optimizer")
     @classmethod
@@ -59,101 +65,200 @@ class OptimConfig(Section):
 
     @model_validator(mode="after")
     def _fields_fit(self) -> Self:
-        if self.nesterov and (self.optimizer != "sgd" or self.momentum == 0):
+        optimizers = {name: OPTIMIZERS.get(name).reads for name in OPTIMIZERS.names()}
+        schedules = {name: SCHEDULES.get(name).reads for name in SCHEDULES.names()}
+        self._refuse_unread("optimizer", PARTICULAR, optimizers)
+        self._refuse_unread("schedule", sorted(frozenset().union(*schedules.values())), schedules)
+        if self.nesterov and self.momentum == 0:
             raise ValueError(
-                f"nesterov is true with optimizer {self.optimizer!r} and momentum {self.momentum:g}; it needs sgd and "
-                "a momentum above 0. Set optim.nesterov to false or optim.optimizer to sgd"
+                "nesterov is true with momentum 0; it needs a momentum above 0. Set optim.nesterov to false, or "
+                "optim.momentum to 0.9"
             )
-        if self.final_lr_ratio and self.schedule == "constant":
+        if self.schedule == "multistep" and not self.milestones:
             raise ValueError(
-                f"final_lr_ratio is {self.final_lr_ratio:g} with a constant schedule, which has no end to reach. Set "
-                "optim.final_lr_ratio to 0 or optim.schedule to cosine"
+                "schedule is 'multistep' and milestones is []; expected the epochs after which the learning rate "
+                "falls. Set optim.milestones, such as to [16, 21], or optim.schedule to constant"
+            )
+        if self.milestones != sorted(set(self.milestones)):
+            raise ValueError(f"milestones is {self.milestones}; expected rising numbers of epochs, each once")
+        if self.cycle_momentum is not None and self.cycle_momentum > self.momentum:
+            raise ValueError(
+                f"cycle_momentum is {self.cycle_momentum:g} and momentum {self.momentum:g}; expected the first to be "
+                "the lower one. Lower optim.cycle_momentum or raise optim.momentum"
             )
         return self
 
-
-@OPTIMIZERS.register("adamw")
-def _adamw(parameters: Parameters, config: OptimConfig) -> torch.optim.Optimizer:
-    betas = (config.momentum, 0.999)
-    return torch.optim.AdamW(parameters, lr=config.lr, betas=betas, weight_decay=config.weight_decay)
-
-
-@OPTIMIZERS.register("sgd")
-def _sgd(parameters: Parameters, config: OptimConfig) -> torch.optim.Optimizer:
-    return torch.optim.SGD(
-        parameters,
-        lr=config.lr,
-        momentum=config.momentum,
-        weight_decay=config.weight_decay,
-        nesterov=config.nesterov,
-    )
+    def _refuse_unread(self, chooser: str, names: Iterable[str], reads: Mapping[str, frozenset[str]]) -> None:
+        chosen: str = getattr(self, chooser)
+        for name in names:
+            default = type(self).model_fields[name].get_default(call_default_factory=True)
+            value = getattr(self, name)
+            if name in reads[chosen] or value == default:
+                continue
+            readers = [reader for reader in reads if name in reads[reader]]
+            listed = readers[0] if len(readers) == 1 else f"{', '.join(readers[:-1])} or {readers[-1]}"
+            raise ValueError(
+                f"{name} is {_yaml(value)} with {chooser} {chosen!r}, which does not read it; it is for {listed}. "
+                f"Set optim.{name} to {_yaml(default)} or optim.{chooser} to {listed}"
+            )
 
 
-@SCHEDULES.register("constant")
-def _constant(_progress: float) -> float:
+def _yaml(value: Any) -> str:
+    """A value as a recipe has it."""
+    return json.dumps(value) if not isinstance(value, str) else value
+
+
+@dataclass(frozen=True)
+class Moment:
+    """Where a training stands in its schedule.
+
+    Attributes:
+        step: steps done since the warm-up.
+        num_steps: steps that follow the warm-up in all, at least 1.
+        epochs: epochs done since the start of the training, with parts of one.
+        steps_per_epoch: steps in one.
+    """
+
+    step: int
+    num_steps: int
+    epochs: float
+    steps_per_epoch: int
+
+    @property
+    def progress(self) -> float:
+        """0 to below 1."""
+        return min(1.0, self.step / self.num_steps)
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A learning-rate schedule by name.
+
+    Attributes:
+        share: (config, moment) -> the share of `lr`.
+        reads: the config's fields that it reads, of those that not every schedule reads.
+    """
+
+    share: Callable[[OptimConfig, Moment], float]
+    reads: frozenset[str] = frozenset()
+
+
+def _register(name: str, *reads: str) -> Callable[[Callable[[OptimConfig, Moment], float]], Schedule]:
+    return lambda share: SCHEDULES.register(name)(Schedule(share, frozenset(reads)))
+
+
+@_register("constant")
+def _constant(_config: OptimConfig, _moment: Moment) -> float:
     return 1.0
 
 
-@SCHEDULES.register("cosine")
-def _cosine(progress: float) -> float:
-    return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+@_register("step", "gamma", "step_epochs")
+def _step(config: OptimConfig, moment: Moment) -> float:
+    return _gamma(config) ** math.floor(moment.epochs / config.step_epochs)
 
 
-def learning_rate(config: OptimConfig, *, step: int, num_steps: int, steps_per_epoch: int) -> float:
+@_register("multistep", "gamma", "milestones")
+def _multistep(config: OptimConfig, moment: Moment) -> float:
+    return _gamma(config) ** sum(moment.epochs >= milestone for milestone in config.milestones)
+
+
+@_register("exponential", "gamma")
+def _exponential(config: OptimConfig, moment: Moment) -> float:
+    return math.pow(_gamma(config), moment.step / moment.steps_per_epoch)
+
+
+@_register("cosine", "final_lr_ratio")
+def _cosine(config: OptimConfig, moment: Moment) -> float:
+    return _between(1.0, config.final_lr_ratio, moment.progress, "cosine")
+
+
+@_register("polynomial", "final_lr_ratio", "power")
+def _polynomial(config: OptimConfig, moment: Moment) -> float:
+    return _between(config.final_lr_ratio, 1.0, math.pow(1 - moment.progress, config.power), "linear")
+
+
+@_register("one-cycle", "final_lr_ratio", "cycle_rise", "cycle_start", "cycle_anneal", "cycle_momentum")
+def _one_cycle(config: OptimConfig, moment: Moment) -> float:
+    return _cycle(config, moment, config.cycle_start, 1.0, config.final_lr_ratio)
+
+
+@_register("plateau", "gamma", "final_lr_ratio", "plateau_monitor", "plateau_patience")
+def _plateau(_config: OptimConfig, _moment: Moment) -> float:
+    return 1.0  # what `Plateau` makes of it is multiplied in `learning_rate`
+
+
+def _cycle(config: OptimConfig, moment: Moment, start: float, peak: float, end: float) -> float:
+    """From start to peak to end, at the steps at which torch's OneCycleLR is there."""
+    top = config.cycle_rise * moment.num_steps - 1
+    if moment.step <= top and top > 0:
+        return _between(start, peak, moment.step / top, config.cycle_anneal)
+    top = max(0.0, top)
+    last = moment.num_steps - 1
+    return _between(peak, end, min(1.0, (moment.step - top) / (last - top)) if last > top else 0.0, config.cycle_anneal)
+
+
+def _between(start: float, end: float, share: float, anneal: str) -> float:
+    """From start to end, at a share of the way in 0..1, in a straight line or half a cosine."""
+    way = share if anneal == "linear" else 0.5 * (1 - math.cos(math.pi * share))
+    return start + (end - start) * way
+
+
+def learning_rate(config: OptimConfig, *, step: int, num_steps: int, steps_per_epoch: int, scale: float = 1.0) -> float:
     """The learning rate of step `step` (from 0) of `num_steps`.
 
-    The warm-up's first step has a rate above 0 and its last has `lr`; the schedule then runs over the
-    remaining steps.
+    The warm-up's first step has a rate above 0, and the step after its last has the schedule's first; the schedule then
+    runs over the remaining steps. `scale` is that of the plateau schedule.
     """
-    warmup = min(num_steps - 1, round(config.warmup_epochs * steps_per_epoch))
-    if step < warmup:
-        return config.lr * (step + 1) / (warmup + 1)
-    progress = (step - warmup) / max(1, num_steps - warmup)
-    factor = SCHEDULES.get(config.schedule)(progress)
-    return config.lr * (config.final_lr_ratio + (1 - config.final_lr_ratio) * factor)
+    moment = _moment(config, step=step, num_steps=num_steps, steps_per_epoch=steps_per_epoch)
+    rate = config.lr * scale * SCHEDULES.get(config.schedule).share(config, moment)
+    warmup = num_steps - moment.num_steps
+    return rate * (step + 1) / (warmup + 1) if step < warmup else rate
 
 
-def build_optimizer(config: OptimConfig, model: torch.nn.Module) -> torch.optim.Optimizer:
-    """The configured optimiser over the model's trainable parameters."""
-    return OPTIMIZERS.get(config.optimizer)(parameter_groups(config, model), config)
+def momentum(config: OptimConfig, *, step: int, num_steps: int, steps_per_epoch: int) -> float:
+    """The momentum of step `step` (from 0) of `num_steps`; see `cycle_momentum`."""
+    if config.cycle_momentum is None:
+        return config.momentum
+    moment = _moment(config, step=step, num_steps=num_steps, steps_per_epoch=steps_per_epoch)
+    return _cycle(config, moment, config.momentum, config.cycle_momentum, config.momentum)
 
 
-def parameter_groups(
-    config: OptimConfig, model: torch.nn.Module, *, without: Collection[int] = ()
-) -> list[dict[str, Any]]:
-    """The trainable parameters, in the model's order, in one group for each learning rate and weight decay.
+def _moment(config: OptimConfig, *, step: int, num_steps: int, steps_per_epoch: int) -> Moment:
+    warmup = min(num_steps - 1, round(_warmup_epochs(config) * steps_per_epoch))
+    return Moment(max(0, step - warmup), num_steps - warmup, step / steps_per_epoch, steps_per_epoch)
 
-    A group's `lr_scale` is its share of the schedule's learning rate; see `set_learning_rate`.
 
-    Args:
-        config: the recipe's `optim` section.
-        model: where it has stages, they share out the learning rate by `layer_decay`.
-        without: ids of parameters to leave out.
+def _warmup_epochs(config: OptimConfig) -> float:
+    default = 0.0 if config.schedule == "one-cycle" else 1.0
+    return default if config.warmup_epochs is None else config.warmup_epochs
+
+
+def _gamma(config: OptimConfig) -> float:
+    default = 0.95 if config.schedule == "exponential" else 0.1
+    return default if config.gamma is None else config.gamma
+
+
+@dataclass
+class Plateau:
+    """The state of the plateau schedule, which torch's ReduceLROnPlateau has with a threshold of 0.
+
+    Attributes:
+        scale: what the learning rate is multiplied by.
+        best: the best score so far; see `monitors.score`.
+        bad_epochs: epochs since then, or since the learning rate was lowered.
     """
-    stages = [model.stage(name) for name in model.stage_names] if isinstance(model, StagedModel) else [model]
-    groups: dict[tuple[float, bool], dict[str, Any]] = {}
-    for number, stage in enumerate(stages):
-        scale = config.layer_decay ** (len(stages) - 1 - number)
-        for parameter in stage.parameters():
-            if not parameter.requires_grad or id(parameter) in without:
-                continue
-            decays = config.decay_norms_and_biases or parameter.ndim > 1
-            fresh = {"params": [], "lr_scale": scale, "weight_decay": config.weight_decay if decays else 0.0}
-            groups.setdefault((scale, decays), fresh)["params"].append(parameter)
-    return list(groups.values())
 
+    scale: float = 1.0
+    best: float = -math.inf
+    bad_epochs: int = 0
 
-def add_thawed(optimizer: torch.optim.Optimizer, config: OptimConfig, model: torch.nn.Module) -> None:
-    """Add the trainable parameters that the optimiser does not hold, as new groups; what it holds stays as it is.
-
-    A state that was saved after a thaw loads into an optimiser that has been through the same thaws.
-    """
-    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-    for group in parameter_groups(config, model, without=held):
-        optimizer.add_param_group(group)
-
-
-def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Give every group its share of the schedule's learning rate."""
-    for group in optimizer.param_groups:
-        group["lr"] = lr * group["lr_scale"]
+    def observe(self, config: OptimConfig, value: float) -> None:
+        """Take the metric of an epoch; lower the scale where it has not become better for too long."""
+        found = score(config.plateau_monitor, value)
+        if found > self.best:
+            self.best, self.bad_epochs = found, 0
+            return
+        self.bad_epochs += 1
+        if self.bad_epochs >= config.plateau_patience:
+            self.scale = max(config.final_lr_ratio, self.scale * _gamma(config))
+            self.bad_epochs = 0

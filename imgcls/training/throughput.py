@@ -13,10 +13,11 @@ from torch import nn
 
 from imgcls.data.augment import Preprocessing
 from imgcls.data.loading import Batch, Loader
-from imgcls.training.device import Plan
+from imgcls.training.fit import TrainConfig, build_trainer
 from imgcls.training.mixing import Mixing
 from imgcls.training.optim import OptimConfig
-from imgcls.training.trainer import Totals, Trainer
+from imgcls.training.plan import Plan
+from imgcls.training.trainer import Totals
 
 
 class FirstBatches(Loader):
@@ -46,6 +47,7 @@ class Compute:
     Args:
         model: copied, and left as it is.
         batch: the batch.
+        config: the recipe's section.
         optim: the recipe's section.
         preprocessing: of the recipe.
         plan: where and how to compute.
@@ -58,6 +60,7 @@ class Compute:
         model: nn.Module,
         batch: Batch,
         *,
+        config: TrainConfig,
         optim: OptimConfig,
         preprocessing: Preprocessing,
         plan: Plan,
@@ -65,9 +68,9 @@ class Compute:
         mixing: Mixing | None = None,
     ) -> None:
         self._batch, self._device = batch, plan.device
-        self._trainer = Trainer(
-            copy.deepcopy(model), optim, preprocessing, plan,
-            num_steps=1_000_000, class_weights=class_weights, mixing=mixing,
+        self._trainer = build_trainer(
+            copy.deepcopy(model), config, optim, preprocessing, plan, class_weights, mixing,
+            num_steps=1_000_000, batch_size=len(batch.labels),
         )  # fmt: skip
         self._totals = Totals(plan.device)
 

@@ -1,6 +1,8 @@
 """One step of a training after another: the state that a step changes, and evaluation."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,20 +14,31 @@ from imgcls.data.loading import Batch, Loader
 from imgcls.evaluation.metrics import confusion_matrix, macro_f1
 from imgcls.models.family import StagedModel
 from imgcls.tables import History, Row
+from imgcls.training.averaging import Averages, Averaging
 from imgcls.training.checkpoint import Checkpoint
-from imgcls.training.losses import training_loss
+from imgcls.training.losses import Loss
+from imgcls.training.microbatch import MicroBatch
 from imgcls.training.mixing import Mixing
-from imgcls.training.optim import OptimConfig, add_thawed, build_optimizer, learning_rate, set_learning_rate
+from imgcls.training.optim import OptimConfig, Plateau, learning_rate, momentum
+from imgcls.training.optimizers import (
+    add_l1,
+    add_thawed,
+    build_optimizer,
+    load_optimizer,
+    set_learning_rate,
+    set_momentum,
+)
 from imgcls.training.plan import Forward, Plan
 
 
 class Totals:
-    """Sums of loss and hits kept on the device, so that a GPU is not held up to read them."""
+    """Sums of loss, hits and gradient norms kept on the device, so that a GPU is not held up to read them."""
 
     def __init__(self, device: str) -> None:
         self._loss = torch.zeros((), device=device, dtype=torch.float64 if device == "cpu" else torch.float32)
         self._hits = torch.zeros((), device=device)
-        self.count = 0
+        self._norms = torch.zeros((), device=device)
+        self.count = self._num_norms = 0
 
     def add(self, loss: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor) -> None:
         """Count a batch: its mean loss, its logits (B, C) and its labels (B,)."""
@@ -33,13 +46,41 @@ class Totals:
         self._hits += (logits.detach().argmax(1) == labels).sum()
         self.count += len(labels)
 
+    def add_norm(self, norm: torch.Tensor) -> None:
+        """Count the norm of a step's gradient."""
+        self._norms += norm.detach()
+        self._num_norms += 1
+
     def means(self) -> tuple[float, float]:
-        """(loss, accuracy) of the images so far; 0 where there are none."""
+        """(loss, accuracy) over the images so far."""
         return self._loss.item() / max(1, self.count), self._hits.item() / max(1, self.count)
+
+    def grad_norm(self) -> Row:
+        """`train/grad_norm`, where gradients are clipped."""
+        return {"train/grad_norm": self._norms.item() / self._num_norms} if self._num_norms else {}
 
 
 class Trainer:
-    """The state that a step changes; `batch_size` is what `Forward` asks for."""
+    """The state that a step changes.
+
+    Args:
+        model: what is trained, in place.
+        optim: the recipe's `optim` section.
+        preprocessing: from images to the network's input.
+        plan: where and how to compute.
+        num_steps: steps of the whole training, which schedules run over.
+        batch_size: images of a whole batch, for which a compiled network is made.
+        class_weights: (C,) weight of each class in the loss; None weighs all alike.
+        mixing: mixes the training images of a batch with each other.
+        loss: what is minimised.
+        averages: which average of the weights is evaluated in their place.
+        micro_batch: images that go through the network at a time, at most; None is a whole batch. What a step gives is
+            that of the whole batch but for batch norm, whose statistics are those of each part.
+        on_note: is told what is to be said about the training, such as that the memory does not hold a batch.
+
+    Raises:
+        UserError: the optimiser or the micro-batch does not suit the network.
+    """
 
     def __init__(
         self,
@@ -52,38 +93,51 @@ class Trainer:
         batch_size: int,
         class_weights: npt.NDArray[np.float64] | None,
         mixing: Mixing | None,
+        loss: Loss | None = None,
+        averages: Averages | None = None,
+        micro_batch: int | None = None,
+        on_note: Callable[[str], None] = lambda _text: None,
     ) -> None:
         plan.place(model)
-        self.model = model
+        self.model = model.train()
         self._optim, self._preprocessing, self._plan = optim, preprocessing, plan
         self._num_steps, self._steps = num_steps, 0
-        self._forward = Forward(model, plan, batch_size=batch_size)
         self._optimizer = build_optimizer(optim, model)
         self._scaler = torch.amp.GradScaler(plan.device, enabled=plan.precision == "fp16")
         self._weights = None
         if class_weights is not None:
             self._weights = torch.tensor(class_weights, dtype=torch.float32, device=plan.device)
-        self._mixing = mixing
+        self._mixing, self._loss = mixing, loss or Loss()
+        self._averaging = Averaging(averages or Averages(), model)
+        self._micro = MicroBatch(micro_batch, model, on_note)
+        self._plateau = Plateau()
+        self._undo = _Undo(model, plan.device)
+        self._forward = Forward(model, plan, batch_size=min(batch_size, micro_batch or batch_size))
         self._val_loss = nn.CrossEntropyLoss()
         self.lr = 0.0
 
     def step(self, batch: Batch, *, steps_per_epoch: int, totals: Totals, lr: float | None = None) -> None:
-        """One update of the weights, at the schedule's learning rate or at `lr`."""
-        self.lr = lr or learning_rate(
-            self._optim, step=self._steps, num_steps=self._num_steps, steps_per_epoch=steps_per_epoch
-        )
-        set_learning_rate(self._optimizer, self.lr)
+        """One update of the weights, at the schedule's learning rate or at `lr`.
+
+        Raises:
+            UserError: the memory does not hold the smallest part of a batch.
+        """
+        self._set_rates(steps_per_epoch, lr)
         self.model.train()
-        inputs, labels = self._to_device(batch)
-        if self._mixing is not None:
-            inputs, labels = self._mixing(inputs, labels, seed=batch.seed)
-        logits = self._forward(inputs)
-        loss = training_loss(logits.float(), labels, self._weights)
-        self._optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward(self._scaler.scale(loss))
+        inputs, labels = self._inputs(batch)
+        self._undo.remember()
+        loss, logits = self._micro.run(
+            len(labels), partial(self._add_gradients, inputs, labels), undo=self._undo_gradients
+        )
+        self._scaler.unscale_(self._optimizer)
+        add_l1(self._optimizer)
+        if self._optim.clip_norm is not None:
+            trained = [p for group in self._optimizer.param_groups for p in group["params"]]
+            totals.add_norm(nn.utils.clip_grad_norm_(trained, self._optim.clip_norm))
         self._scaler.step(self._optimizer)
         self._scaler.update()
         self._steps += 1
+        self._averaging.after_step()
         totals.add(loss, logits, labels if labels.ndim == 1 else labels.argmax(1))
 
     def thaw(self, depth: int) -> None:
@@ -92,31 +146,55 @@ class Trainer:
         self.model.freeze(depth)
         self._forward.thawed()
         add_thawed(self._optimizer, self._optim, self.model)
+        self._averaging.track()
+
+    def end_epoch(self, epoch: Iterable[Batch], stop: Callable[[], bool]) -> None:
+        """Take the weights into an average that is made by epochs; asked again, it changes nothing.
+
+        Args:
+            epoch: the training's batches of the epoch, read where statistics of batch norm are to be counted anew.
+            stop: when true, the counting ends early.
+        """
+        if self._averaging.after_epoch(self._steps, self._num_steps):
+            devices = [torch.cuda.current_device()] if self._plan.device == "cuda" else []
+            with torch.random.fork_rng(devices):  # dropout draws, as in training
+                self._averaging.count_statistics(self._forwards(epoch, stop))
+
+    def observe(self, row: Row) -> None:
+        """Take the figures of an epoch that is done; the plateau schedule goes by them."""
+        if self._optim.schedule == "plateau":
+            self._plateau.observe(self._optim, row[self._optim.plateau_monitor])
 
     @torch.no_grad()
     def evaluate(self, loader: Loader, stop: Callable[[], bool]) -> Row | None:
-        """Loss, accuracy and macro F1 over a loader, or None where it was stopped."""
+        """Loss, accuracy and macro F1 over a loader, of the averaged weights where there are any, or None where it was
+        stopped.
+
+        Raises:
+            UserError: the memory does not hold one image.
+        """
         self.model.eval()
         totals = Totals(self._plan.device)
         predicted, true = [], []
         num_classes = 0
-        for batch in loader.epoch(0):
-            if stop():
-                return None
-            inputs, labels = self._to_device(batch)
-            logits = self._forward(inputs).float()
-            totals.add(self._val_loss(logits, labels), logits, labels)
-            predicted.append(logits.argmax(1).cpu().numpy())
-            true.append(batch.labels.numpy())
-            num_classes = logits.shape[1]
+        with self._averaging.applied():
+            for batch in loader.epoch(0):
+                if stop():
+                    return None
+                inputs, labels = self._to_device(batch)
+                logits = self._micro.run(len(labels), partial(self._in_parts, inputs))
+                totals.add(self._val_loss(logits, labels), logits, labels)
+                predicted.append(logits.argmax(1).cpu().numpy())
+                true.append(batch.labels.numpy())
+                num_classes = logits.shape[1]
         loss, acc = totals.means()
         confusion = confusion_matrix(np.concatenate(true), np.concatenate(predicted), num_classes)
         return {"val/loss": loss, "val/acc": acc, "val/f1": macro_f1(confusion)}
 
-    def checkpoint(self, epoch: int, batch: int, history: History) -> Checkpoint:
-        """The present state."""
+    def checkpoint(self, epoch: int, batch: int, history: History, *, averaged: bool = False) -> Checkpoint:
+        """The present state; `averaged`: with the weights that `evaluate` looks at."""
         return Checkpoint(
-            model=self.model.state_dict(),
+            model=self._averaging.weights() if averaged else self.model.state_dict(),
             optimizer=self._optimizer.state_dict(),
             scaler=self._scaler.state_dict(),
             epoch=epoch,
@@ -124,7 +202,105 @@ class Trainer:
             rows=list(history.rows),
         )
 
+    def state_dict(self) -> dict[str, Any]:
+        """What the steps change, but for the model's weights and buffers and torch's random generators."""
+        return {
+            "optimizer": self._optimizer.state_dict(),
+            "scaler": self._scaler.state_dict(),
+            "step": self._steps,
+            "averaging": self._averaging.state_dict(),
+            "plateau": dict(vars(self._plateau)),
+            "micro_batch": self._micro.size,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over a state, of a trainer with the same settings that has been through the same thaws."""
+        load_optimizer(self._optimizer, state["optimizer"])
+        self._scaler.load_state_dict(state["scaler"])
+        self._steps = state["step"]
+        self._averaging.load_state_dict(state["averaging"])
+        self._plateau = Plateau(**state["plateau"])
+        self._micro.size = state["micro_batch"]
+
+    def _set_rates(self, steps_per_epoch: int, lr: float | None) -> None:
+        at = {"step": self._steps, "num_steps": self._num_steps, "steps_per_epoch": steps_per_epoch}
+        self.lr = lr or learning_rate(self._optim, **at, scale=self._plateau.scale)
+        set_learning_rate(self._optimizer, self.lr)
+        if self._optim.cycle_momentum is not None:
+            set_momentum(self._optimizer, momentum(self._optim, **at))
+
+    def _add_gradients(
+        self, inputs: torch.Tensor, labels: torch.Tensor, parts: list[slice]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The gradient of the batch's loss, a part after another; gives the loss and the logits (B, C)."""
+        self._optimizer.zero_grad(set_to_none=True)
+        total = self._loss.total(labels, self._weights)
+        losses, logits = [], []
+        for part in parts:
+            scores = self._logits(inputs[part])
+            loss = self._loss.sum(scores, labels[part], self._weights) / total
+            torch.autograd.backward(self._scaler.scale(loss))
+            losses.append(loss.detach())
+            logits.append(scores.detach())
+        return torch.stack(losses).sum(), torch.cat(logits)
+
+    def _in_parts(self, inputs: torch.Tensor, parts: list[slice]) -> torch.Tensor:
+        return torch.cat([self._logits(inputs[part]) for part in parts])
+
+    def _undo_gradients(self) -> None:
+        self._optimizer.zero_grad(set_to_none=True)
+        self._undo.put_back()
+
+    def _logits(self, inputs: torch.Tensor) -> torch.Tensor:
+        """(B, C) float32."""
+        return self._forward(inputs).float()
+
+    def _forwards(self, epoch: Iterable[Batch], stop: Callable[[], bool]) -> Iterator[None]:
+        for batch in epoch:
+            if stop():
+                return
+            inputs, labels = self._inputs(batch)
+            for part in self._micro.parts(len(labels)):
+                self._logits(inputs[part])
+            yield
+
+    def _inputs(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """The network's input and labels or shares of classes, mixed where that is asked for."""
+        inputs, labels = self._to_device(batch)
+        return (inputs, labels) if self._mixing is None else self._mixing(inputs, labels, seed=batch.seed)
+
     def _to_device(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         images = batch.images.to(self._plan.device, non_blocking=True)
         labels = batch.labels.to(self._plan.device, non_blocking=True)
         return self._plan.arrange(self._preprocessing.to_input(images)), labels
+
+
+class _Undo:
+    """What a pass through the network changes besides gradients: statistics and random generators."""
+
+    def __init__(self, model: nn.Module, device: str) -> None:
+        self._model, self._device = model, device
+        self._buffers: list[torch.Tensor] = []
+        self._generators: tuple[torch.Tensor, ...] = ()
+
+    def remember(self) -> None:
+        buffers = self._changing()
+        if [b.shape for b in buffers] != [b.shape for b in self._buffers]:
+            self._buffers = [b.clone() for b in buffers]
+        elif buffers:
+            torch._foreach_copy_(self._buffers, buffers)
+        self._generators = (torch.get_rng_state(),)
+        if self._device == "cuda":
+            self._generators += (torch.cuda.get_rng_state(),)
+
+    def put_back(self) -> None:
+        buffers = self._changing()
+        if buffers:
+            torch._foreach_copy_(buffers, self._buffers)
+        torch.set_rng_state(self._generators[0])
+        if self._device == "cuda":
+            torch.cuda.set_rng_state(self._generators[1])
+
+    def _changing(self) -> list[torch.Tensor]:
+        modules = (module for module in self._model.modules() if module.training)
+        return [buffer for module in modules for buffer in module.buffers(recurse=False)]

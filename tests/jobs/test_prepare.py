@@ -93,3 +93,14 @@ def test_what_was_decided_about_the_split_is_told_in_a_line(root: str, capsys: p
         Path(root, "class1", f"{number}.png").unlink()
     prepared(root, tiny_classes="train")
     assert "note: tiny classes, 1 in all, have too few different images (class1: 2): " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [("optim.optimizer", "muon", "this network has none"), ("train.micro_batch", 1, "needs two images at a time")],
+)
+def test_settings_that_do_not_suit_the_network_are_an_error_before_a_run(
+    root: str, field: str, value: object, message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        prepare(resolve(None, {**SMALL, "data.root": root, field: value}), Console())

@@ -72,7 +72,7 @@ def profiled(
     ("profile", "bottleneck", "setting"),
     [
         (profiled(100, 5000, 98), "compute", "train.batch_size"),
-        (profiled(100, 5000, 98, facts=replace(FACTS, precision="fp32")), "compute", "train.precision"),
+        (profiled(100, 5000, 98, facts=replace(FACTS, precision="fp32")), "compute", "train.plan"),
         (profiled(100, 50, 40), "data", "data.num_workers"),
         (profiled(100, 50, 40, facts=replace(FACTS, num_workers=1)), "data", "augment.preset"),
         (profiled(100, 50, 40, facts=replace(FACTS, decodes=True)), "data", "data.store_budget"),

@@ -11,8 +11,9 @@ from imgcls.data.augment import Preprocessing
 from imgcls.data.loading import Batch
 from imgcls.training import batch_find
 from imgcls.training.batch_find import Found, Tried, expected_memory, measurer, memory_free, peak_memory, search
-from imgcls.training.device import Plan
+from imgcls.training.fit import TrainConfig
 from imgcls.training.optim import OptimConfig
+from imgcls.training.plan import Plan
 
 MIB = 2**20
 STEPS = Preprocessing(3, 8, (0.5,) * 3, (0.25,) * 3)
@@ -123,7 +124,9 @@ def test_a_step_is_measured_on_a_copy_with_as_many_images_as_asked(monkeypatch: 
 
     model = Counting()
     before = model.head.weight.clone()
-    measure = measurer(model, batch(), optim=OptimConfig(), preprocessing=STEPS, plan=Plan("cpu", "fp32"))
+    measure = measurer(
+        model, batch(), config=TrainConfig(), optim=OptimConfig(), preprocessing=STEPS, plan=Plan("cpu", "fp32")
+    )
     tried = measure(10)
     assert set(sizes[-2:]) == {10}
     assert tried.batch_size == 10
@@ -140,7 +143,14 @@ def test_running_out_of_memory_is_a_result(error: Exception, monkeypatch: pytest
         raise error
 
     monkeypatch.setattr(batch_find, "_measured", fail)
-    measure = measurer(nn.Linear(1, 1), batch(), optim=OptimConfig(), preprocessing=STEPS, plan=Plan("cpu", "fp32"))
+    measure = measurer(
+        nn.Linear(1, 1),
+        batch(),
+        config=TrainConfig(),
+        optim=OptimConfig(),
+        preprocessing=STEPS,
+        plan=Plan("cpu", "fp32"),
+    )
     assert measure(16) == Tried(16, None, None)
 
 
@@ -149,7 +159,14 @@ def test_another_error_is_not_taken_for_that(monkeypatch: pytest.MonkeyPatch) ->
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
 
     monkeypatch.setattr(batch_find, "_measured", fail)
-    measure = measurer(nn.Linear(1, 1), batch(), optim=OptimConfig(), preprocessing=STEPS, plan=Plan("cpu", "fp32"))
+    measure = measurer(
+        nn.Linear(1, 1),
+        batch(),
+        config=TrainConfig(),
+        optim=OptimConfig(),
+        preprocessing=STEPS,
+        plan=Plan("cpu", "fp32"),
+    )
     with pytest.raises(RuntimeError, match="mat1"):
         measure(16)
 

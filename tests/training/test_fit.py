@@ -4,7 +4,7 @@ import math
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -21,7 +21,9 @@ from imgcls.tables import History, Row
 from imgcls.training.checkpoint import Checkpoint
 from imgcls.training.fit import BEST, LAST, Step, TrainConfig, best_row, fit, seed_all
 from imgcls.training.mixing import build_mixing
-from imgcls.training.optim import OptimConfig, add_thawed, build_optimizer
+from imgcls.training.monitors import Monitor
+from imgcls.training.optim import OptimConfig
+from imgcls.training.optimizers import add_thawed, build_optimizer
 from imgcls.training.plan import Plan
 
 COUNT, CLASSES = 26, 2
@@ -67,6 +69,7 @@ def rows(
     stop: Callable[[], bool] = lambda: False,
     on_step: Callable[[Step], None] = lambda _step: None,
     on_thaw: Callable[[int], None] = lambda _epoch: None,
+    on_note: Callable[[str], None] = lambda _text: None,
     **train: Any,
 ) -> Iterator[Row]:
     folder.mkdir(exist_ok=True)
@@ -85,6 +88,7 @@ def rows(
         stop=stop,
         on_step=on_step,
         on_thaw=on_thaw,
+        on_note=on_note,
     )
 
 
@@ -162,7 +166,7 @@ def test_the_last_checkpoint_holds_the_whole_state(tmp_path: Path) -> None:
     assert last.optimizer["state"][0]["step"] == 15
 
 
-@pytest.mark.parametrize("monitor", ["val/acc", "val/f1", "val/loss"])
+@pytest.mark.parametrize("monitor", get_args(Monitor))
 def test_the_best_checkpoint_holds_the_weights_of_the_best_epoch(tmp_path: Path, monitor: str) -> None:
     optim = OptimConfig(lr=0.3, schedule="constant")
     found = list(rows(tmp_path / "c", epochs=6, optim=optim, monitor=monitor))
@@ -178,7 +182,12 @@ def test_the_best_checkpoint_holds_the_weights_of_the_best_epoch(tmp_path: Path,
 
 
 def history(*figures: tuple[float, float]) -> History:
-    return History([{"epoch": k, "val/acc": acc, "val/loss": loss} for k, (acc, loss) in enumerate(figures, 1)])
+    return History(
+        [
+            {"epoch": k, "val/acc": acc, "val/loss": loss, "train/loss": k, "train/acc": k}
+            for k, (acc, loss) in enumerate(figures, 1)
+        ]
+    )
 
 
 @pytest.mark.parametrize(
@@ -192,6 +201,8 @@ def history(*figures: tuple[float, float]) -> History:
         ("val/loss", [(0.1, 3.0), (0.9, math.nan)], 1),
         ("val/acc", [(0.9, math.nan), (0.9, 3.0)], 2),
         ("val/loss", [(0.1, math.inf), (0.9, 3.0)], 2),
+        ("train/loss", [(0.1, 3.0), (0.9, 2.0)], 1),
+        ("train/acc", [(0.1, 3.0), (0.9, 2.0)], 2),
     ],
 )
 def test_the_best_row_has_the_best_figure_and_then_the_lower_loss(
@@ -396,3 +407,93 @@ def test_epochs_may_be_texts_as_in_json(unfreeze: dict[Any, int]) -> None:
 def test_thaws_that_cannot_be_are_refused(unfreeze: object) -> None:
     with pytest.raises(ValidationError, match="unfreeze"):
         TrainConfig.model_validate({"epochs": 3, "unfreeze": unfreeze})
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"focal_gamma": 1.0}, r"focal_gamma is 1 with loss 'cross_entropy', .* to 2 or train\.loss to focal"),
+        ({"ema_decay": 0.9, "averaging": "swa"}, r"to 0\.999 or train\.averaging to ema"),
+        ({"swa_start": 0.5}, r"swa_start is 0\.5 with averaging 'none'"),
+        ({"micro_batch": 65}, "micro_batch is 65 and batch_size 64; expected at most a whole batch"),
+    ],
+)
+def test_settings_that_nothing_would_read_are_refused(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        TrainConfig.model_validate(fields)
+
+
+@pytest.mark.parametrize("averaging", ["ema", "swa"])
+def test_validation_and_the_best_checkpoint_are_of_the_average(tmp_path: Path, averaging: str) -> None:
+    optim = OptimConfig(lr=0.05, schedule="constant")
+    more: dict[str, Any] = {"ema_decay": 0.9} if averaging == "ema" else {"swa_start": 0.3}
+    raw = network()
+    found = list(
+        rows(tmp_path / "c", model=raw, epochs=4, optim=optim, averaging=averaging, **more, monitor="val/loss")
+    )
+    best = best_row(History(found), "val/loss")
+    saved = Checkpoint.load(tmp_path / "c" / BEST)
+    model = network()
+    model.load_state_dict(saved.model)
+    assert validated(model)[0] == pytest.approx(best["val/loss"], rel=1e-4)
+    last = Checkpoint.load(tmp_path / "c" / LAST).model
+    assert all(torch.equal(tensor, raw.state_dict()[name]) for name, tensor in last.items())
+    assert validated(raw)[0] != pytest.approx(found[-1]["val/loss"], rel=1e-4)
+
+
+def test_everything_together_learns_through_a_thaw_and_repeats(tmp_path: Path) -> None:
+    def everything(folder: str) -> list[Row]:
+        optim = OptimConfig(
+            optimizer="nadam",
+            schedule="plateau",
+            plateau_patience=1,
+            plateau_monitor="train/loss",
+            l1=1e-5,
+            clip_norm=1.0,
+            layer_decay=0.8,
+        )
+        return without_times(
+            list(
+                rows(
+                    tmp_path / folder,
+                    model=frozen(3),
+                    optim=optim,
+                    epochs=6,
+                    unfreeze={3: 0},
+                    averaging="swa",
+                    swa_start=0.5,
+                    loss="focal",
+                    label_smoothing=0.1,
+                    micro_batch=3,
+                    augment=AugmentConfig(mixup=0.2),
+                    class_weights=np.array([1.0, 2.0]),
+                    monitor="train/loss",
+                    patience=4,
+                )
+            )
+        )
+
+    found = everything("a")
+    assert found == everything("b")
+    assert found[-1]["train/loss"] < found[0]["train/loss"]
+    assert all(row["train/grad_norm"] > 0 for row in found)
+
+
+def test_a_memory_that_is_too_small_is_told_and_the_training_goes_on(tmp_path: Path) -> None:
+    class Scarce(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = linear()
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            if len(images) > 3:
+                raise torch.OutOfMemoryError("CUDA out of memory.")
+            logits: torch.Tensor = self.inner(images)
+            return logits
+
+    told: list[str] = []
+    plain = without_times(list(rows(tmp_path / "a", model=linear())))
+    found = without_times(list(rows(tmp_path / "b", model=Scarce(), on_note=told.append)))
+    assert [note.partition(",")[0] for note in told] == ["out of memory with 4 images at a time: from now on 2"]
+    for one, two in zip(plain, found, strict=True):
+        assert one == pytest.approx(two, rel=1e-4)

@@ -10,9 +10,10 @@ from torch import nn
 from imgcls.data.augment import AugmentConfig, Preprocessing, training_pipeline
 from imgcls.data.loading import Loader
 from imgcls.errors import UserError
-from imgcls.training.device import Plan
+from imgcls.training.fit import TrainConfig
 from imgcls.training.lr_find import RangeTest, range_test, smooth, suggest
 from imgcls.training.optim import OptimConfig
+from imgcls.training.plan import Plan
 
 COUNT = 40
 LABELS = np.arange(COUNT, dtype=np.int64) % 2
@@ -33,8 +34,8 @@ def swept(model: nn.Module | None = None, *, count: int = COUNT, seed: int = 0, 
     options: dict[str, float] = {"num_steps": 60, **more}
     return range_test(
         network() if model is None else model, train,
-        optim=OptimConfig(optimizer="sgd", lr=0.5, warmup_epochs=3), preprocessing=STEPS, plan=Plan("cpu", "fp32"),
-        seed=seed, **options,  # type: ignore[arg-type]
+        config=TrainConfig(seed=seed), optim=OptimConfig(optimizer="sgd", lr=0.5, warmup_epochs=3),
+        preprocessing=STEPS, plan=Plan("cpu", "fp32"), **options,  # type: ignore[arg-type]
     )  # fmt: skip
 
 
@@ -123,7 +124,7 @@ def test_it_ends_when_it_is_stopped() -> None:
     train = Loader(IMAGES, LABELS, training_pipeline(AugmentConfig(preset="light"), size=8, channels=1), batch_size=8)
     asked = iter([False] * 12 + [True])
     test = range_test(
-        network(), train, optim=OptimConfig(), preprocessing=STEPS, plan=Plan("cpu", "fp32"), seed=0,
+        network(), train, config=TrainConfig(), optim=OptimConfig(), preprocessing=STEPS, plan=Plan("cpu", "fp32"),
         stop=lambda: next(asked),
     )  # fmt: skip
     assert len(test.losses) == 12

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from imgcls.data.augment import AugmentConfig
-from imgcls.training.losses import training_loss
+from imgcls.training.losses import Loss
 from imgcls.training.mixing import Mixing, build_mixing
 
 LABELS = torch.tensor([0, 1, 2, 1, 0, 2])
@@ -83,16 +83,16 @@ def test_one_hot_shares_have_the_loss_of_their_classes(weights: torch.Tensor | N
     logits = torch.randn(6, 3, generator=torch.Generator().manual_seed(0))
     shares = torch.nn.functional.one_hot(LABELS, 3).float()
     expected = torch.nn.CrossEntropyLoss(weights)(logits, LABELS)
-    assert torch.equal(training_loss(logits, LABELS, weights), expected)
-    assert training_loss(logits, shares, weights).item() == pytest.approx(expected.item(), rel=1e-6)
+    assert torch.equal(Loss().mean(logits, LABELS, weights), expected)
+    assert Loss().mean(logits, shares, weights).item() == pytest.approx(expected.item(), rel=1e-6)
 
 
 def test_half_precision_around_it_does_not_round_the_weights() -> None:
     logits, weights = torch.randn(6, 3, generator=torch.Generator().manual_seed(0)), torch.tensor([0.123, 1.01, 4.99])
     shares = torch.nn.functional.one_hot(LABELS, 3).float()
     with torch.autocast("cpu", torch.bfloat16):
-        found = training_loss(logits, shares, weights)
-    assert found.item() == pytest.approx(training_loss(logits, LABELS, weights).item(), rel=1e-6)
+        found = Loss().mean(logits, shares, weights)
+    assert found.item() == pytest.approx(Loss().mean(logits, LABELS, weights).item(), rel=1e-6)
 
 
 def test_the_loss_of_shares_is_the_weighted_mean_by_hand() -> None:
@@ -102,4 +102,4 @@ def test_the_loss_of_shares_is_the_weighted_mean_by_hand() -> None:
     logs = logits.log_softmax(1)
     each = [(shares[i, c] * weights[c] * -logs[i, c]).item() for i in range(2) for c in range(2)]
     total = sum((shares[i, c] * weights[c]).item() for i in range(2) for c in range(2))
-    assert training_loss(logits, shares, weights).item() == pytest.approx(sum(each) / total)
+    assert Loss().mean(logits, shares, weights).item() == pytest.approx(sum(each) / total)

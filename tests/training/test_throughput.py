@@ -9,8 +9,9 @@ from torch import nn
 
 from imgcls.data.augment import Preprocessing, evaluation_pipeline
 from imgcls.data.loading import Loader
-from imgcls.training.device import Plan
+from imgcls.training.fit import TrainConfig
 from imgcls.training.optim import OptimConfig
+from imgcls.training.plan import Plan
 from imgcls.training.throughput import Compute, Data, FirstBatches, Rates, loop_rate
 
 IMAGES = list(np.random.default_rng(0).integers(0, 256, (22, 8, 8, 3), dtype=np.uint8))
@@ -51,7 +52,9 @@ def test_the_rate_of_compute_is_that_of_its_steps_and_leaves_the_model_alone() -
     model = Slow()
     before = model.head.weight.clone()
     batch = next(iter(loader().epoch(1)))
-    compute = Compute(model, batch, optim=OptimConfig(), preprocessing=STEPS, plan=Plan("cpu", "fp32"))
+    compute = Compute(
+        model, batch, config=TrainConfig(), optim=OptimConfig(), preprocessing=STEPS, plan=Plan("cpu", "fp32")
+    )
     assert 10 < compute.images_per_s(0.2) < 4 / 0.02
     assert torch.equal(model.head.weight, before)
 
