@@ -71,8 +71,8 @@ class Prepared:
     architecture: pd.DataFrame
 
 
-def prepare(resolved: Resolved, console: Console) -> Prepared:
-    """All of a training but the run.
+def prepare(resolved: Resolved, console: Console, *, plan: Plan | None = None) -> Prepared:
+    """All of a training but the run; with this plan, or the machine's.
 
     Raises:
         UserError: the data, the device or the model is not as it must be.
@@ -80,7 +80,7 @@ def prepare(resolved: Resolved, console: Console) -> Prepared:
     recipe = resolved.recipe
     for notice in resolved.notices:
         console.say(f"note: {notice}")
-    plan = resolve_plan(recipe.train.device, recipe.train.precision)
+    plan = plan or resolve_plan(recipe.train.device, recipe.train.precision)
     recipe, pretrained = _with_weights(recipe, console)
     manifest = scan(recipe.data, progress=console.count)
     if recipe.data.on_bad_image == "skip":
