@@ -183,9 +183,8 @@ class Signals:
         self.requested = number
         if again == 1 and self._deferred:
             name = signal.Signals(number).name
-            os.write(
-                sys.stderr.fileno(), f"\nimgcls: {name}: stopping after this batch; again to end at once\n".encode()
-            )
+            # The process's own standard error: what stands in for it in a notebook may have no number.
+            os.write(2, f"\nimgcls: {name}: stopping after this batch; again to end at once\n".encode())
             return
         if again == 1 and self._shielded:
             return
