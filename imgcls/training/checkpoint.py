@@ -68,6 +68,8 @@ class Checkpoint:
         except (OSError, RuntimeError) as error:  # torch's zip writer raises RuntimeError on a full disk
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)
+            if (interruption := _interruption(error)) is not None:
+                raise interruption from None
             raise UserError(
                 f"cannot write the checkpoint {path}: {error}. Free disk space, or set train.output_dir to a "
                 "folder with space; an earlier checkpoint is unharmed."
@@ -108,6 +110,13 @@ def set_generator_states(states: dict[str, Any]) -> None:
     torch.set_rng_state(states["cpu"])
     if torch.cuda.is_available() and torch.cuda.device_count() == len(states.get("cuda", [])):
         torch.cuda.set_rng_state_all(states["cuda"])
+
+
+def _interruption(error: BaseException | None) -> BaseException | None:
+    """The end of the process that was asked for, where torch's writer, closing its half a file, failed for it."""
+    while isinstance(error, Exception):
+        error = error.__context__
+    return error
 
 
 def _put(source: Path, target: Path) -> None:

@@ -60,7 +60,7 @@ def test_two_quick_signals_end_at_once_and_still_close_the_run(store: Runs, spaw
     child.wait_for("again to end at once")
     child.process.send_signal(signal.SIGINT)
     begin = time.monotonic()
-    assert child.wait() == 130
+    assert child.wait() == 130, f"{child.out}\n{child.err}"
     assert time.monotonic() - begin < 30
     check_killed(store, store.only("twice"), "SIGINT", tmp_path)
 

@@ -104,6 +104,26 @@ def test_a_write_that_fails_leaves_the_earlier_file(
     assert [path.name for path in tmp_path.iterdir()] == ["last.pt"]
 
 
+def test_an_interruption_that_torch_turns_into_an_error_stays_an_interruption(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def half(_fields: object, file: Any) -> None:
+        file.write(b"half")
+        try:
+            raise KeyboardInterrupt
+        finally:
+            raise RuntimeError("unexpected pos 64 vs 0")
+
+    checkpoint().save(tmp_path / "last.pt")
+    before = (tmp_path / "last.pt").read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", half)
+        with pytest.raises(KeyboardInterrupt):
+            checkpoint(2).save(tmp_path / "last.pt")
+    assert (tmp_path / "last.pt").read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["last.pt"]
+
+
 def test_a_full_disk_is_an_error() -> None:
     if not Path("/dev/full").exists():
         pytest.skip("this system has no /dev/full")
