@@ -34,7 +34,8 @@ def cli(debug: bool) -> None:
 
 @cli.command(context_settings=_OVERRIDABLE)
 @click.argument("words", metavar="[RECIPE] [--SECTION.FIELD VALUE]...", nargs=-1, type=click.UNPROCESSED)
-def train(words: tuple[str, ...]) -> None:
+@click.option("--resume", metavar="RUN", help="Go on with an interrupted run: its id, or its folder outputs/<id>.")
+def train(words: tuple[str, ...], resume: str | None) -> None:
     """Train a classifier and log it as an MLflow run.
 
     RECIPE is a YAML file or the name of a built-in recipe. Left out, it is `folder` where --data.root,
@@ -45,15 +46,28 @@ def train(words: tuple[str, ...]) -> None:
     imgcls train
     imgcls train --data.root photos/ --train.epochs 10
     imgcls train experiments/digits.yaml --optim.lr 1e-3
+    imgcls train --resume 0123456789abcdef0123456789abcdef
+
+    With --resume the run goes on with its own recipe from its last checkpoint, and on a CPU ends bit by bit as it would
+    have without the interruption. Only fields that do not change the result can be given, such as --data.num_workers.
 
     Exit codes: 0 done, 2 a mistake to mend, 3 done but not all could be sent to the tracking server, 130, 143
     and 129 stopped by Ctrl-C, SIGTERM and a closed terminal.
     """
-    with _job(words) as (resolved, signals):
-        from imgcls.jobs.console import Console
-        from imgcls.jobs.train import run_training
+    if resume is None:
+        with _job(words) as (resolved, signals):
+            from imgcls.jobs.console import Console
+            from imgcls.jobs.train import run_training
 
-        result = run_training(resolved, Console(), signals)
+            result = run_training(resolved, Console(), signals)
+    else:
+        with _signals(words) as (name, texts, signals):
+            from imgcls.jobs.console import Console
+            from imgcls.jobs.train import RECIPE_AND_RESUME, resume_training
+
+            if name is not None:
+                raise UserError(RECIPE_AND_RESUME.format(name))
+            result = resume_training(resume, Console(), signals, texts=texts)
     if result.unsent is not None:
         sys.exit(3)
 
@@ -334,12 +348,10 @@ def upload(folder: Path) -> None:
 @contextmanager
 def _job(words: tuple[str, ...]) -> "Iterator[tuple[Resolved, Signals]]":
     """The recipe of the words, while signals end the job in order; the run that `mlflow run` made is ended with it."""
-    from imgcls.jobs.signals import Signals
     from imgcls.tracking.run import fail_attached_run
 
-    with Signals(ends_process=True) as signals:
+    with _signals(words) as (name, texts, signals):
         try:
-            name, texts = parse_words(words)
             from imgcls.recipe import resolve
 
             resolved = resolve(name, texts=texts)
@@ -347,6 +359,21 @@ def _job(words: tuple[str, ...]) -> "Iterator[tuple[Resolved, Signals]]":
             fail_attached_run(str(error))
             raise
         yield resolved, signals
+
+
+@contextmanager
+def _signals(words: tuple[str, ...]) -> "Iterator[tuple[str | None, dict[str, str], Signals]]":
+    """The recipe's name and the fields in the words, while signals end the job in order."""
+    from imgcls.jobs.signals import Signals
+    from imgcls.tracking.run import fail_attached_run
+
+    with Signals(ends_process=True) as signals:
+        try:
+            name, texts = parse_words(words)
+        except UserError as error:
+            fail_attached_run(str(error))
+            raise
+        yield name, texts, signals
 
 
 def parse_words(words: tuple[str, ...]) -> tuple[str | None, dict[str, str]]:

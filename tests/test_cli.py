@@ -103,6 +103,9 @@ train:
   monitor: val/acc
   patience: null
   unfreeze: {}
+  checkpoint_minutes: 10.0
+  keep_best: 0
+  on_nan: stop
   output_dir: outputs
 evaluate:
   top_k: 3

@@ -88,14 +88,14 @@ def _empty(*shape: int) -> torch.Tensor:
 
 
 class _EpochKeys(Sampler[_Key]):
-    """The keys of one epoch's batches; the loader sets `epoch` before each."""
+    """The keys of one epoch's batches; the loader sets `epoch` and `start` before each."""
 
     def __init__(
         self, count: int, *, batch_size: int, seed: int, shuffle: bool, chances: npt.NDArray[np.float64] | None
     ) -> None:
         self._count, self._batch_size, self._seed, self._shuffle = count, batch_size, seed, shuffle
         self._chances = None if chances is None else chances / chances.sum()
-        self.epoch = 0
+        self.epoch = self.start = 0
 
     def __len__(self) -> int:
         # A last training batch of one image would break batch normalisation, so it waits for another epoch.
@@ -103,17 +103,17 @@ class _EpochKeys(Sampler[_Key]):
         return whole + (rest > (1 if self._shuffle and whole else 0))
 
     def __iter__(self) -> Iterator[_Key]:
-        return self.of(self.epoch)
+        return self.of(self.epoch, self.start)
 
-    def of(self, epoch: int) -> Iterator[_Key]:
-        """The keys of that epoch."""
+    def of(self, epoch: int, start: int) -> Iterator[_Key]:
+        """The keys of that epoch, from the batch `start` (from 0) on."""
         order = np.arange(self._count)
         generator = np.random.default_rng([self._seed, epoch])
         if self._chances is not None:
             order = generator.choice(self._count, self._count, p=self._chances)
         elif self._shuffle:
             order = generator.permutation(self._count)
-        for batch in range(len(self)):
+        for batch in range(start, len(self)):
             rows = order[batch * self._batch_size : (batch + 1) * self._batch_size]
             seed = int(np.random.SeedSequence([self._seed, epoch, batch]).generate_state(1)[0])
             yield _Key(seed, tuple(int(row) for row in rows))
@@ -179,24 +179,24 @@ class Loader:
         """Batches an epoch."""
         return len(self._keys)
 
-    def epoch(self, epoch: int) -> Iterator[Batch]:
-        """The batches of one epoch; equal epochs give bit-identical batches.
+    def epoch(self, epoch: int, *, start: int = 0) -> Iterator[Batch]:
+        """The batches of one epoch, from the batch `start` (from 0) on; equal epochs give bit-identical batches.
 
         Raises:
             UserError: while it is read: an image cannot be read any more, or a process that makes batches has died.
         """
-        return self._here(epoch) if self._loader is None else self._from_workers(epoch, self._loader)
+        return self._here(epoch, start) if self._loader is None else self._from_workers(epoch, start, self._loader)
 
-    def _here(self, epoch: int) -> Iterator[Batch]:
-        for key in self._keys.of(epoch):
+    def _here(self, epoch: int, start: int) -> Iterator[Batch]:
+        for key in self._keys.of(epoch, start):
             batch = self._dataset.batch(key)
             if self._pin_memory:
                 batch = batch._replace(images=batch.images.pin_memory(), labels=batch.labels.pin_memory())
             yield batch
 
-    def _from_workers(self, epoch: int, loader: "DataLoader[Batch | _Failed]") -> Iterator[Batch]:
+    def _from_workers(self, epoch: int, start: int, loader: "DataLoader[Batch | _Failed]") -> Iterator[Batch]:
         try:
-            self._keys.epoch = epoch
+            self._keys.epoch, self._keys.start = epoch, start
             batches = iter(loader)
             _note_deaths()
             for batch in batches:

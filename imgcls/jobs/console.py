@@ -23,7 +23,7 @@ class Console:
         self._quiet = quiet
         self._terminal = sys.stderr.isatty() and not quiet
         self._bar: Any = None  # a tqdm, whose type parameter says nothing here
-        self._begin = time.monotonic()
+        self._begin, self._done = time.monotonic(), 0
 
     @property
     def shows_bars(self) -> bool:
@@ -69,13 +69,14 @@ class Console:
         self._bar.set_description_str(f"epoch {step.epoch}/{epochs}", refresh=False)
         self._bar.update(done - self._bar.n)
 
-    def begin_training(self) -> None:
-        """Start the clock of the estimate."""
-        self._begin = time.monotonic()
+    def begin_training(self, *, done: int = 0) -> None:
+        """Start the clock of the estimate, with so many epochs done."""
+        self._begin, self._done = time.monotonic(), done
 
     def row(self, row: Row, *, epochs: int) -> None:
         """The line of an epoch."""
-        left = (time.monotonic() - self._begin) / row["epoch"] * (epochs - row["epoch"])
+        spent = (time.monotonic() - self._begin) / (row["epoch"] - self._done)
+        left = spent * (epochs - row["epoch"])
         self.say(
             f"epoch {row['epoch']:>3.0f}/{epochs}  train loss {row['train/loss']:.4f} acc {row['train/acc']:.4f}  "
             f"val loss {row['val/loss']:.4f} acc {row['val/acc']:.4f} f1 {row['val/f1']:.4f}  "

@@ -75,8 +75,8 @@ class Prepared:
     architecture: pd.DataFrame
 
 
-def prepare(resolved: Resolved, console: Console) -> Prepared:
-    """All of a training but the run.
+def prepare(resolved: Resolved, console: Console, *, plan: Plan | None = None) -> Prepared:
+    """All of a training but the run; with this plan, or the machine's.
 
     Raises:
         UserError: the data, the device or the model is not as it must be.
@@ -84,7 +84,7 @@ def prepare(resolved: Resolved, console: Console) -> Prepared:
     recipe = resolved.recipe
     for notice in resolved.notices:
         console.say(f"note: {notice}")
-    device = resolve_device(recipe.train.device, recipe.train.plan)
+    device = plan.device if plan is not None else resolve_device(recipe.train.device, recipe.train.plan)
     recipe, pretrained = _with_weights(recipe, console)
     manifest = scan(recipe.data, progress=console.count)
     if recipe.data.on_bad_image == "skip":
@@ -113,7 +113,11 @@ def prepare(resolved: Resolved, console: Console) -> Prepared:
     chances = weights[manifest.part("train").labels] if recipe.data.balance == "oversample" else None
     train_loader = _loader("train", images["train"], random_steps, manifest, recipe, device, chances)
     val_loader = _loader("val", images["val"], evaluation_pipeline(size, steps.eval_crop), manifest, recipe, device)
-    choice = _plan(model, recipe, device, train_loader, steps, num_classes=len(manifest.classes))
+    choice = (
+        Choice(plan)
+        if plan is not None
+        else _plan(model, recipe, device, train_loader, steps, num_classes=len(manifest.classes))
+    )
     plan = choice.plan
     recipe = recipe.replace({"train.plan": plan.as_config()})
     counts = ", ".join(f"{name} {count:,}" for name, count in manifest.counts().items())

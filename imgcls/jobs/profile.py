@@ -21,7 +21,8 @@ from imgcls.jobs.signals import Signals
 from imgcls.recipe import Resolved
 from imgcls.tracking import run as tracking
 from imgcls.tracking.run import TrackedRun
-from imgcls.training.fit import LAST, fit
+from imgcls.training.fit import fit
+from imgcls.training.keeper import LAST
 from imgcls.training.mixing import build_mixing
 from imgcls.training.throughput import Compute, Data, FirstBatches, Rates, loop_rate
 

@@ -51,7 +51,13 @@ def before_run(console: Console) -> Iterator[None]:
 
 @contextmanager
 def within_run(
-    run: TrackedRun, console: Console, signals: Signals, *, shows: str, rescue: Callable[[], None] = lambda: None
+    run: TrackedRun,
+    console: Console,
+    signals: Signals,
+    *,
+    shows: str,
+    rescue: Callable[[], None] = lambda: None,
+    can_resume: Callable[[], bool] = lambda: False,
 ) -> Iterator[None]:
     """A context for what a job does in its run, which is made while `signals.hold()` is in force; it ends the run.
 
@@ -63,7 +69,9 @@ def within_run(
         signals: how the job is asked to end.
         shows: what there is to see of the run.
         rescue: called before a broken run is ended, to log what there is of it.
+        can_resume: whether a stopped run can be gone on with, asked before it is ended.
     """
+    run.shield = signals.shielded
     try:
         signals.release()
         yield
@@ -73,8 +81,9 @@ def within_run(
         signals.finishing()
         console.clear()
         rescue()
+        resumable = can_resume()
         run.finish("KILLED", str(stopped))
-        report_end(run, console, f"{stopped}; the run is KILLED", shows=shows)
+        report_end(run, console, f"{stopped}; the run is KILLED", shows=shows, resumable=resumable)
         raise
     except Exception as error:
         signals.finishing()
@@ -90,7 +99,7 @@ def reason_of(error: Exception) -> str:
     return str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
 
 
-def report_end(run: TrackedRun, console: Console, headline: str, *, shows: str) -> None:
+def report_end(run: TrackedRun, console: Console, headline: str, *, shows: str, resumable: bool = False) -> None:
     """Say how the job ended, where its run is, and what waits to be sent.
 
     Args:
@@ -98,10 +107,13 @@ def report_end(run: TrackedRun, console: Console, headline: str, *, shows: str) 
         console: where to say it.
         headline: how it ended.
         shows: what there is to see of the run.
+        resumable: whether it can be gone on with.
     """
     console.say(headline)
     console.say(f"run {run.where}")
-    if run.unsent is None:
+    if run.unsent is None and resumable:
+        console.say(f"next: imgcls train --resume {run.run_id}    (goes on where it stopped)")
+    elif run.unsent is None:
         console.say(f"next: imgcls ui    ({shows} of this run, beside other runs)")
     elif not run.lost:
         console.say(

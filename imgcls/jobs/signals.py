@@ -52,7 +52,7 @@ class Signals:
         self.requested: int | None = None
         self._ends_process = ends_process
         self._counts: Counter[int] = Counter()
-        self._deferred = self._held = self._finishing = False
+        self._deferred = self._held = self._finishing = self._shielded = False
         self._before: dict[int, Any] = {}
         self._mlflow_run: Any = None  # its process, above this one
         self._postponed: SimpleQueue[int | None] = SimpleQueue()
@@ -97,6 +97,20 @@ class Signals:
             yield
         finally:
             self._deferred = False
+
+    @contextmanager
+    def shielded(self) -> Iterator[None]:
+        """A context, short, that the first signal does not break into; it raises `Stopped` at its end."""
+        if self._shielded or threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        self._shielded = True
+        try:
+            yield
+        finally:
+            self._shielded = False
+        if not (self._deferred or self._held or self._finishing):
+            self.raise_if_requested()
 
     def hold(self) -> None:
         """Until `release()`, a signal only sets `requested`: what is being made must not be lost half-way."""
@@ -169,9 +183,10 @@ class Signals:
         self.requested = number
         if again == 1 and self._deferred:
             name = signal.Signals(number).name
-            os.write(
-                sys.stderr.fileno(), f"\nimgcls: {name}: stopping after this batch; again to end at once\n".encode()
-            )
+            # The process's own standard error: what stands in for it in a notebook may have no number.
+            os.write(2, f"\nimgcls: {name}: stopping after this batch; again to end at once\n".encode())
+            return
+        if again == 1 and self._shielded:
             return
         raise Stopped(number)
 

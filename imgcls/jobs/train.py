@@ -11,11 +11,13 @@ import numpy as np
 import pandas as pd
 
 from imgcls.data.balance import LOSS_BALANCES
+from imgcls.errors import UserError
 from imgcls.evaluation import plots
 from imgcls.evaluation.metrics import confusion_matrix, per_class_table, summary
 from imgcls.inference.classifier import Classifier
 from imgcls.inference.predict import predict
 from imgcls.jobs import data_preview
+from imgcls.jobs import resume as resuming
 from imgcls.jobs.console import Console
 from imgcls.jobs.prepare import Prepared, prepare
 from imgcls.jobs.record import before_run, common_tags, log_data, report_end, within_run
@@ -26,12 +28,15 @@ from imgcls.models.freezing import in_words
 from imgcls.recipe import Recipe, Resolved, resolve
 from imgcls.tables import History, Predictions, Row
 from imgcls.tracking import run as tracking
+from imgcls.tracking.resume import interrupted
 from imgcls.tracking.run import TrackedRun
 from imgcls.training.checkpoint import Checkpoint
-from imgcls.training.fit import BEST, LAST, best_row, fit
+from imgcls.training.fit import fit
+from imgcls.training.keeper import BEST, LAST, REWIND, best_row
 from imgcls.training.mixing import build_mixing
 
 SHOWS = "curves, tables and the model"
+RECIPE_AND_RESUME = "found the recipe {!r} beside a run to go on with, which has its own. Leave the recipe out."
 
 
 @dataclass(frozen=True)
@@ -66,25 +71,35 @@ def train(
     overrides: Mapping[str, Any] | None = None,
     *,
     texts: Mapping[str, str] | None = None,
+    resume: str | Path | None = None,
     quiet: bool = False,
 ) -> TrainResult:
-    """Train a classifier as one MLflow run.
+    """Train a classifier as one MLflow run, or go on with one that was interrupted.
 
     Args:
         recipe: a recipe file, a built-in recipe's name, or sections as a mapping; None is `folder` where
             `data.root`, `data.table` or `data.parquet` is overridden and `digits` elsewhere.
         overrides: dotted field names to values, such as {"optim.lr": 0.01}.
         texts: the same with values as typed on a command line, read as YAML.
+        resume: a run id, a run's work folder or a checkpoint in it: that run is gone on with, with its own recipe, of
+            which only what does not change the result can be overridden. On a CPU it ends bit by bit as it would have
+            without the interruption.
         quiet: print nothing.
 
     Raises:
-        UserError: the recipe, the data, the device, the output folder or the tracking store is not as it must be; no
-            run is made then. Or the training diverged; the run is FAILED then.
+        UserError: the recipe, the data, the device, the output folder or the tracking store is not as it must be, or
+            there is no such run to go on with; no run is made or changed then. Or the training diverged; the run is
+            FAILED then.
         KeyboardInterrupt: Ctrl-C; the run is KILLED, with its last checkpoint. (The command line gets `Stopped`.)
     """
     try:
         with Signals() as signals:
-            return run_training(resolve(recipe, overrides, texts=texts), Console(quiet=quiet), signals)
+            console = Console(quiet=quiet)
+            if resume is None:
+                return run_training(resolve(recipe, overrides, texts=texts), console, signals)
+            if recipe is not None:
+                raise UserError(RECIPE_AND_RESUME.format(recipe))
+            return resume_training(str(resume), console, signals, overrides=overrides, texts=texts)
     except Stopped as stopped:
         raise KeyboardInterrupt(str(stopped)) from stopped
 
@@ -93,14 +108,52 @@ def run_training(resolved: Resolved, console: Console, signals: Signals) -> Trai
     """`train` with its surroundings given."""
     with before_run(console):
         prepared = prepare(resolved, console)
+        output_dir = Path(prepared.recipe.train.output_dir)
+        for run_id in interrupted(output_dir)[-1:]:
+            console.say(f"note: the run {run_id} was interrupted; to go on with it: imgcls train --resume {run_id}")
         signals.hold()
-        run = tracking.start(Path(prepared.recipe.train.output_dir), name=_run_name(prepared), tags=_tags(prepared))
+        run = tracking.start(output_dir, name=_run_name(prepared), tags=_tags(prepared))
+    return _run(run, prepared, console, signals)
+
+
+def resume_training(
+    target: str,
+    console: Console,
+    signals: Signals,
+    *,
+    overrides: Mapping[str, Any] | None = None,
+    texts: Mapping[str, str] | None = None,
+) -> TrainResult:
+    """`train(resume=target)` with its surroundings given."""
+    with before_run(console):
+        resumption = resuming.find(target, overrides, texts=texts)
+        prepared = prepare(resumption.resolved, console, plan=resumption.plan)
+        resuming.check(resumption, prepared, console)
+        signals.hold()
+        run = resumption.reattach()
+    checkpoint = resumption.checkpoint
+    console.say(f"going on with the run {run.run_id} after epoch {checkpoint.epoch} and {checkpoint.batch} batches")
+    return _run(run, prepared, console, signals, checkpoint)
+
+
+def _run(
+    run: TrackedRun, prepared: Prepared, console: Console, signals: Signals, checkpoint: Checkpoint | None = None
+) -> TrainResult:
+    """All that happens within the run, from its beginning or from the checkpoint on."""
     with (
-        within_run(run, console, signals, shows=SHOWS, rescue=lambda: _log_checkpoints(run)),
+        within_run(
+            run,
+            console,
+            signals,
+            shows=SHOWS,
+            rescue=lambda: _log_checkpoints(run),
+            can_resume=lambda: run.file(f"checkpoints/{LAST}").exists(),
+        ),
         tracking.system_metrics(run),
     ):
-        _describe(run, prepared)
-        history = _train(run, prepared, console, signals)
+        if checkpoint is None:
+            _describe(run, prepared)
+        history = _train(run, prepared, console, signals, checkpoint)
         predictions, classifier = _conclude(run, prepared, history, console)
     result = TrainResult(
         run_id=run.run_id,
@@ -167,10 +220,13 @@ def _describe(run: TrackedRun, prepared: Prepared) -> None:
     )
 
 
-def _train(run: TrackedRun, prepared: Prepared, console: Console, signals: Signals) -> History:
+def _train(
+    run: TrackedRun, prepared: Prepared, console: Console, signals: Signals, checkpoint: Checkpoint | None
+) -> History:
     recipe, epochs = prepared.recipe, prepared.recipe.train.epochs
     checkpoints = run.file(f"checkpoints/{LAST}").parent
-    history = History()
+    history = History([] if checkpoint is None else list(checkpoint.rows))
+    uploads = resuming.Uploads(run)
 
     def on_thaw(epoch: int) -> None:
         total, trained = num_parameters(prepared.model)
@@ -180,7 +236,9 @@ def _train(run: TrackedRun, prepared: Prepared, console: Console, signals: Signa
             f"{in_words(prepared.model.stage_names, prepared.model.freeze_depth)}"
         )
 
-    console.begin_training()
+    for row in history.rows:  # the process may have been killed between the checkpoint and the record
+        run.log_metrics(_metrics(row), step=int(row["epoch"]))
+    console.begin_training(done=len(history.rows))
     with signals.deferred(), prepared.plan.threaded():
         for row in fit(
             prepared.model,
@@ -196,7 +254,10 @@ def _train(run: TrackedRun, prepared: Prepared, console: Console, signals: Signa
             stop=signals.stop,
             on_step=lambda step: console.step(step, epochs=epochs),
             on_thaw=on_thaw,
+            on_save=uploads.now_and_then,
             on_note=console.say,
+            resume=checkpoint,
+            about=resuming.about(prepared),
         ):
             history.rows.append(row)
             run.log_metrics(_metrics(row), step=int(row["epoch"]))
@@ -263,8 +324,11 @@ def _conclude(
 
 
 def _log_checkpoints(run: TrackedRun) -> None:
-    for name in (BEST, LAST):
-        if run.file(f"checkpoints/{name}").exists():
+    """Send all checkpoints, the newest last."""
+    folder = run.file(f"checkpoints/{LAST}").parent
+    names = [BEST, *sorted(path.name for path in folder.glob("epoch-*.pt")), REWIND, LAST]
+    for name in names:
+        if (folder / name).exists():
             run.log_file(f"checkpoints/{name}")
 
 

@@ -9,18 +9,17 @@ import json
 import logging
 import os
 import shutil
-import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Literal
 
-import psutil
-
 from imgcls.errors import UserError
 from imgcls.tracking.model import log_model
+from imgcls.tracking.owner import OWNER_TAG, claim, is_running, this_process
 from imgcls.tracking.store import Store, connect
 
 Operation = dict[str, Any]
@@ -45,6 +44,9 @@ class TrackedRun:
 
     Attributes:
         lost: at its end the run could neither be sent nor kept whole.
+        num_samples: how often the machine's use was logged before this process.
+        shield: a context that keeps a signal from breaking into a write: an exception between two steps of a
+            database's driver can leave a transaction open, and the database locked for all later writes.
     """
 
     def __init__(self, store: Store, run_id: str, folder: Path) -> None:
@@ -53,7 +55,10 @@ class TrackedRun:
         self._unsent: list[Operation] = []
         self._next_try = 0.0
         self._ended = False
+        self._there: set[tuple[str, int]] = set()
+        self.num_samples = 0
         self.lost = False
+        self.shield: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext
         folder.mkdir(parents=True, exist_ok=True)
 
     @property
@@ -78,6 +83,14 @@ class TrackedRun:
         """The folder with what waits for the server; None where all is in the store."""
         return self.folder if self._unsent else None
 
+    def go_on(self, waits: Sequence[Operation], there: Collection[tuple[str, int]], num_samples: int) -> None:
+        """Take up what an interrupted run left: operations that wait, and (metric, step) of the figures it has."""
+        self._unsent = list(waits)
+        spooled = {(row[0], row[3]) for operation in waits for row in operation.get("metrics", [])}
+        self._there = {*there, *spooled}
+        steps = [step for name, step in spooled if name.startswith("system/")]
+        self.num_samples = max([num_samples, *(step + 1 for step in steps)])
+
     def file(self, artifact: str) -> Path:
         """The local file behind an artifact of this path, its folder made."""
         path = self.folder / "artifacts" / artifact
@@ -90,10 +103,11 @@ class TrackedRun:
         self._write({"op": "params", "params": texts})
 
     def log_metrics(self, metrics: Mapping[str, float], *, step: int = 0) -> None:
-        """Log figures of one step in one request."""
+        """Log figures of one step in one request; those that an interrupted run has of that step are left out."""
         now = int(time.time() * 1000)
-        rows = [[name, float(value), now, step] for name, value in metrics.items()]
-        self._write({"op": "metrics", "metrics": rows})
+        rows = [[name, float(value), now, step] for name, value in metrics.items() if (name, step) not in self._there]
+        if rows:
+            self._write({"op": "metrics", "metrics": rows})
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Set tags."""
@@ -153,7 +167,7 @@ class TrackedRun:
         return False
 
     def _write(self, operation: Operation) -> None:
-        with self._lock:
+        with self.shield(), self._lock:
             if self._ended:  # a last system metric, from a thread that the end of the job did not wait for
                 return
             if self._unsent:
@@ -227,7 +241,7 @@ def start(output_dir: Path, *, name: str, tags: Mapping[str, str]) -> TrackedRun
             raise UserError(f"the tracking store {store.uri} takes no new run: {_reason(error)}") from error
     run = TrackedRun(store, run_id, (output_dir / run_id).absolute())
     os.environ.pop("MLFLOW_RUN_ID", None)  # the next run of this process is another one
-    run.set_tags(tags)
+    run.set_tags({**tags, OWNER_TAG: claim(run.folder, uri=store.uri, run_id=run_id)})
     return run
 
 
@@ -258,7 +272,7 @@ def upload(folder: Path) -> tuple[str, int]:
             f"{folder} holds nothing to upload: {error}. Expected the folder named at the end of a run whose "
             f"tracking server was down, with a file {SPOOL}."
         ) from error
-    if about["pid"] != os.getpid() and _is_running(about):
+    if about["pid"] != os.getpid() and is_running(about):
         raise UserError(
             f"the job that writes to {folder} is still running (process {about['pid']}); it sends what waits by "
             "itself. Wait for its end."
@@ -298,22 +312,11 @@ def _send_all(
 
 
 def _save_spool(folder: Path, uri: str, run_id: str, unsent: Sequence[Operation]) -> None:
-    started = psutil.Process().create_time()
-    about = {"uri": uri, "run_id": run_id, "host": socket.gethostname(), "pid": os.getpid(), "started": started}
+    about = {"uri": uri, "run_id": run_id, **this_process()}
     lines = [json.dumps(about), *(json.dumps(operation) for operation in unsent)]
     temporary = folder / (SPOOL + ".tmp")
     temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
     temporary.replace(folder / SPOOL)
-
-
-def _is_running(about: Mapping[str, Any]) -> bool:
-    """Whether the process that wrote the file is still there; another may have got its number since."""
-    if about["host"] != socket.gethostname():
-        return False
-    try:
-        return abs(psutil.Process(about["pid"]).create_time() - float(about["started"])) < 1
-    except psutil.Error:
-        return False
 
 
 def apply(store: Store, run_id: str, folder: Path, operation: Operation) -> None:
@@ -395,7 +398,9 @@ def system_metrics(run: TrackedRun) -> Iterator[None]:
         return
     from imgcls.tracking.monitor import Monitor
 
-    monitor = Monitor(run.run_id, run.store.uri, lambda metrics, step: run.log_metrics(metrics, step=step))
+    monitor = Monitor(
+        run.run_id, run.store.uri, lambda metrics, step: run.log_metrics(metrics, step=run.num_samples + step)
+    )
     monitor.start()
     try:
         yield

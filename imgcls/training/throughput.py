@@ -36,9 +36,9 @@ class FirstBatches(Loader):
         """Batches an epoch."""
         return self._num_batches
 
-    def epoch(self, epoch: int) -> Iterator[Batch]:
-        """The first batches of the epoch."""
-        return islice(self._whole.epoch(epoch), self._num_batches)
+    def epoch(self, epoch: int, *, start: int = 0) -> Iterator[Batch]:
+        """The first batches of the epoch, from the batch `start` on."""
+        return islice(self._whole.epoch(epoch, start=start), self._num_batches - start)
 
 
 class Compute:

@@ -1,5 +1,6 @@
 """One step of a training after another: the state that a step changes, and evaluation."""
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any
@@ -11,9 +12,10 @@ from torch import nn
 
 from imgcls.data.augment import Preprocessing
 from imgcls.data.loading import Batch, Loader
+from imgcls.errors import UserError
 from imgcls.evaluation.metrics import confusion_matrix, macro_f1
 from imgcls.models.family import StagedModel
-from imgcls.tables import History, Row
+from imgcls.tables import Row
 from imgcls.training.averaging import Averages, Averaging
 from imgcls.training.checkpoint import Checkpoint
 from imgcls.training.losses import Loss
@@ -52,12 +54,26 @@ class Totals:
         self._num_norms += 1
 
     def means(self) -> tuple[float, float]:
-        """(loss, accuracy) over the images so far."""
-        return self._loss.item() / max(1, self.count), self._hits.item() / max(1, self.count)
+        """(loss, accuracy) over the images so far; NaN of none."""
+        if not self.count:
+            return math.nan, math.nan
+        return self._loss.item() / self.count, self._hits.item() / self.count
 
     def grad_norm(self) -> Row:
         """`train/grad_norm`, where gradients are clipped."""
         return {"train/grad_norm": self._norms.item() / self._num_norms} if self._num_norms else {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """The sums, for a checkpoint inside an epoch."""
+        sums = {"loss": self._loss, "hits": self._hits, "norms": self._norms}
+        return {**sums, "count": self.count, "num_norms": self._num_norms}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from the sums of `state_dict`."""
+        self._loss.copy_(state["loss"])
+        self._hits.copy_(state["hits"])
+        self._norms.copy_(state["norms"])
+        self.count, self._num_norms = int(state["count"]), int(state["num_norms"])
 
 
 class Trainer:
@@ -76,7 +92,12 @@ class Trainer:
         averages: which average of the weights is evaluated in their place.
         micro_batch: images that go through the network at a time, at most; None is a whole batch. What a step gives is
             that of the whole batch but for batch norm, whose statistics are those of each part.
+        skips_nan: leave out an update whose loss or gradient is not finite; see `step`.
         on_note: is told what is to be said about the training, such as that the memory does not hold a batch.
+
+    Attributes:
+        lr: the learning rate of the last step.
+        lr_factor: the share of the schedule's learning rate that is used.
 
     Raises:
         UserError: the optimiser or the micro-batch does not suit the network.
@@ -96,6 +117,7 @@ class Trainer:
         loss: Loss | None = None,
         averages: Averages | None = None,
         micro_batch: int | None = None,
+        skips_nan: bool = False,
         on_note: Callable[[str], None] = lambda _text: None,
     ) -> None:
         plan.place(model)
@@ -103,21 +125,28 @@ class Trainer:
         self._optim, self._preprocessing, self._plan = optim, preprocessing, plan
         self._num_steps, self._steps = num_steps, 0
         self._optimizer = build_optimizer(optim, model)
+        self._freeze_depth = model.freeze_depth if isinstance(model, StagedModel) else 0
+        self._thaws: list[int] = []
         self._scaler = torch.amp.GradScaler(plan.device, enabled=plan.precision == "fp16")
         self._weights = None
         if class_weights is not None:
             self._weights = torch.tensor(class_weights, dtype=torch.float32, device=plan.device)
         self._mixing, self._loss = mixing, loss or Loss()
-        self._averaging = Averaging(averages or Averages(), model)
+        self._averages = averages or Averages()
+        self._averaging = Averaging(self._averages, model)
         self._micro = MicroBatch(micro_batch, model, on_note)
         self._plateau = Plateau()
         self._undo = _Undo(model, plan.device)
         self._forward = Forward(model, plan, batch_size=min(batch_size, micro_batch or batch_size))
         self._val_loss = nn.CrossEntropyLoss()
-        self.lr = 0.0
+        self._skips_nan = skips_nan
+        self.lr, self.lr_factor = 0.0, 1.0
 
-    def step(self, batch: Batch, *, steps_per_epoch: int, totals: Totals, lr: float | None = None) -> None:
-        """One update of the weights, at the schedule's learning rate or at `lr`.
+    def step(self, batch: Batch, *, steps_per_epoch: int, totals: Totals, lr: float | None = None) -> bool:
+        """One update of the weights, at the schedule's learning rate or at `lr`; False where it was left out.
+
+        It is left out where that is asked for and its loss or a gradient is not finite. It counts for the schedule
+        then, but not for `totals`; the statistics of batch normalisation are put back.
 
         Raises:
             UserError: the memory does not hold the smallest part of a batch.
@@ -129,6 +158,10 @@ class Trainer:
         loss, logits = self._micro.run(
             len(labels), partial(self._add_gradients, inputs, labels), undo=self._undo_gradients
         )
+        self._steps += 1
+        if self._skips_nan and not self._may_update(loss):
+            self._undo_gradients()
+            return False
         self._scaler.unscale_(self._optimizer)
         add_l1(self._optimizer)
         if self._optim.clip_norm is not None:
@@ -136,9 +169,20 @@ class Trainer:
             totals.add_norm(nn.utils.clip_grad_norm_(trained, self._optim.clip_norm))
         self._scaler.step(self._optimizer)
         self._scaler.update()
-        self._steps += 1
         self._averaging.after_step()
         totals.add(loss, logits, labels if labels.ndim == 1 else labels.argmax(1))
+        return True
+
+    def _may_update(self, loss: torch.Tensor) -> bool:
+        """Whether loss and gradients are finite; of scaled gradients the scaler finds out by itself."""
+        found = [loss.detach()]
+        if not self._scaler.is_enabled():
+            found += [p.grad for p in self.model.parameters() if p.grad is not None]
+        return _all_finite(found)
+
+    def is_finite(self) -> bool:
+        """Whether all weights and statistics are finite numbers."""
+        return _all_finite([t for t in self.model.state_dict().values() if t.is_floating_point()])
 
     def thaw(self, depth: int) -> None:
         """Train all but the first `depth` stages from now on."""
@@ -147,6 +191,12 @@ class Trainer:
         self._forward.thawed()
         add_thawed(self._optimizer, self._optim, self.model)
         self._averaging.track()
+        self._thaws.append(depth)
+
+    @property
+    def num_thaws(self) -> int:
+        """How often `thaw` was called."""
+        return len(self._thaws)
 
     def end_epoch(self, epoch: Iterable[Batch], stop: Callable[[], bool]) -> None:
         """Take the weights into an average that is made by epochs; asked again, it changes nothing.
@@ -191,19 +241,12 @@ class Trainer:
         confusion = confusion_matrix(np.concatenate(true), np.concatenate(predicted), num_classes)
         return {"val/loss": loss, "val/acc": acc, "val/f1": macro_f1(confusion)}
 
-    def checkpoint(self, epoch: int, batch: int, history: History, *, averaged: bool = False) -> Checkpoint:
-        """The present state; `averaged`: with the weights that `evaluate` looks at."""
-        return Checkpoint(
-            model=self._averaging.weights() if averaged else self.model.state_dict(),
-            optimizer=self._optimizer.state_dict(),
-            scaler=self._scaler.state_dict(),
-            epoch=epoch,
-            batch=batch,
-            rows=list(history.rows),
-        )
+    def averaged_weights(self) -> dict[str, Any] | None:
+        """The model's state dict with the weights that `evaluate` looks at, where they are not the model's own."""
+        return self._averaging.weights() if self._averaging.is_on else None
 
     def state_dict(self) -> dict[str, Any]:
-        """What the steps change, but for the model's weights and buffers and torch's random generators."""
+        """All that steps and thaws change, but for the model's weights and buffers and torch's random generators."""
         return {
             "optimizer": self._optimizer.state_dict(),
             "scaler": self._scaler.state_dict(),
@@ -211,20 +254,46 @@ class Trainer:
             "averaging": self._averaging.state_dict(),
             "plateau": dict(vars(self._plateau)),
             "micro_batch": self._micro.size,
+            "thaws": list(self._thaws),
+            "lr": self.lr,
+            "lr_factor": self.lr_factor,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over a state, of a trainer with the same settings that has been through the same thaws."""
+        """Go on from `state_dict`: thaws are made again first, for the optimiser's groups follow from them."""
+        if isinstance(self.model, StagedModel):
+            self.model.freeze(self._freeze_depth)
+        self._optimizer = build_optimizer(self._optim, self.model)
+        self._averaging = Averaging(self._averages, self.model)
+        self._thaws.clear()
+        for depth in state["thaws"]:
+            self.thaw(depth)
         load_optimizer(self._optimizer, state["optimizer"])
-        self._scaler.load_state_dict(state["scaler"])
-        self._steps = state["step"]
+        if state["scaler"]:  # empty of a training that had none
+            self._scaler.load_state_dict(state["scaler"])
         self._averaging.load_state_dict(state["averaging"])
         self._plateau = Plateau(**state["plateau"])
-        self._micro.size = state["micro_batch"]
+        self._steps, self._micro.size = int(state["step"]), state["micro_batch"]
+        self.lr, self.lr_factor = state["lr"], state["lr_factor"]
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Take up the weights and the state of a checkpoint.
+
+        Raises:
+            UserError: it is of another network or another optimiser.
+        """
+        try:
+            self.model.load_state_dict(checkpoint.model)
+            self.load_state_dict(checkpoint.trainer)
+        except (KeyError, ValueError, RuntimeError) as error:
+            raise UserError(
+                f"the checkpoint does not fit the network or the optimiser: {error}. Expected one of the same recipe, "
+                "made by the same code."
+            ) from error
 
     def _set_rates(self, steps_per_epoch: int, lr: float | None) -> None:
         at = {"step": self._steps, "num_steps": self._num_steps, "steps_per_epoch": steps_per_epoch}
-        self.lr = lr or learning_rate(self._optim, **at, scale=self._plateau.scale)
+        self.lr = lr or self.lr_factor * learning_rate(self._optim, **at, scale=self._plateau.scale)
         set_learning_rate(self._optimizer, self.lr)
         if self._optim.cycle_momentum is not None:
             set_momentum(self._optimizer, momentum(self._optim, **at))
@@ -304,3 +373,8 @@ class _Undo:
     def _changing(self) -> list[torch.Tensor]:
         modules = (module for module in self._model.modules() if module.training)
         return [buffer for module in modules for buffer in module.buffers(recurse=False)]
+
+
+def _all_finite(tensors: list[torch.Tensor]) -> bool:
+    """Whether no number in them is infinite or NaN, read from the device once."""
+    return bool(torch.stack([tensor.isfinite().all() for tensor in tensors]).all())

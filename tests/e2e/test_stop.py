@@ -45,9 +45,10 @@ def test_a_stopped_training_is_killed_with_its_last_checkpoint(
     run = store.only(number.name)
     check_killed(store, run, number.name, tmp_path)
     assert child.err == f"\nimgcls: {number.name}: stopping after this batch; again to end at once\n"
-    assert child.out.splitlines()[-3:-1] == [
+    assert child.out.splitlines()[-3:] == [
         f"stopped by {number.name}; the run is KILLED",
         f"run {run.info.run_id} in {store.uri}",
+        f"next: imgcls train --resume {run.info.run_id}    (goes on where it stopped)",
     ]
     assert not (child.folder / "outputs").exists()
 
@@ -59,7 +60,7 @@ def test_two_quick_signals_end_at_once_and_still_close_the_run(store: Runs, spaw
     child.wait_for("again to end at once")
     child.process.send_signal(signal.SIGINT)
     begin = time.monotonic()
-    assert child.wait() == 130
+    assert child.wait() == 130, f"{child.out}\n{child.err}"
     assert time.monotonic() - begin < 30
     check_killed(store, store.only("twice"), "SIGINT", tmp_path)
 
@@ -78,9 +79,10 @@ def test_a_signal_before_training_leaves_no_run_open(store: Runs, spawn: Spawn) 
             child.wait_for(pattern)
         time.sleep(delay)
         child.process.send_signal(signal.SIGTERM)
-        assert child.wait() in (143, -signal.SIGTERM), "the latter before imgcls is imported"
+        code, said = child.wait(), f"after {pattern} and {delay} s:\n{child.out}\n{child.err}"
+        assert code in (143, -signal.SIGTERM), f"the latter before imgcls is imported; {said}"
         assert "Traceback" not in child.err
-    assert {run.info.status for run in store.of("early")} <= {"KILLED"}
+        assert {run.info.status for run in store.of("early")} <= {"KILLED"}, said
 
 
 def mlflow_run(spawn: Spawn, store: Runs, experiment: str, tmp_path: Path) -> Child:

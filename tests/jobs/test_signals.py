@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from threading import Thread
+from threading import Event, Thread
 from threading import enumerate as threads
 
 import psutil
@@ -70,6 +70,60 @@ def test_a_deferred_signal_only_sets_what_the_loop_asks_for(capfd: pytest.Captur
         with pytest.raises(Stopped, match="SIGTERM"):
             signals.raise_if_requested()
     assert capfd.readouterr().err == "\nimgcls: SIGTERM: stopping after this batch; again to end at once\n"
+
+
+def test_a_signal_does_not_break_into_what_is_shielded_but_comes_right_after_it() -> None:
+    done: list[str] = []
+
+    def write(signals: Signals) -> None:
+        with signals.shielded():
+            with signals.shielded():
+                signal.raise_signal(signal.SIGTERM)
+                done.append("inner")
+            done.append("outer")
+        done.append("after")
+
+    with Signals() as signals, pytest.raises(Stopped, match="SIGTERM"):
+        write(signals)
+    assert done == ["inner", "outer"]
+
+
+def test_the_second_signal_breaks_into_what_is_shielded() -> None:
+    """A server that hangs must not hold up a user who asks twice."""
+    with Signals() as signals, signals.shielded():
+        signal.raise_signal(signal.SIGINT)
+        with pytest.raises(Stopped, match="SIGINT"):
+            signal.raise_signal(signal.SIGINT)
+        signals.finishing()
+
+
+def test_after_a_shield_a_deferred_signal_waits_for_the_loop() -> None:
+    with Signals() as signals:
+        with signals.deferred():
+            with signals.shielded():
+                signal.raise_signal(signal.SIGTERM)
+            assert signals.stop()
+        signals.finishing()
+        with signals.shielded():
+            pass
+
+
+def test_a_shield_in_another_thread_is_none_for_this_one() -> None:
+    with Signals() as signals:
+        ready, done = Event(), Event()
+
+        def write() -> None:
+            with signals.shielded():
+                ready.set()
+                done.wait(10)
+
+        thread = Thread(target=write)
+        thread.start()
+        ready.wait(10)
+        with pytest.raises(Stopped, match="SIGTERM"):
+            signal.raise_signal(signal.SIGTERM)
+        done.set()
+        thread.join()
 
 
 def test_raise_if_requested_does_nothing_where_nothing_was_requested() -> None:

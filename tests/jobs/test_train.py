@@ -226,6 +226,32 @@ def test_a_signal_at_any_moment_of_a_run_kills_it(
     assert [run.info.status for run in runs()] == ["KILLED"]
 
 
+def test_a_signal_in_a_write_to_the_store_waits_for_its_end(
+    photos: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What breaks into a transaction can leave the database locked, and the run open."""
+    monkeypatch.setenv("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING", "false")
+    real = tracking.apply
+    whole: list[str] = []
+
+    def interrupted(*args: Any) -> None:
+        if not whole:
+            signal.raise_signal(signal.SIGTERM)
+        real(*args)
+        whole.append(args[-1]["op"])
+
+    def begin(run: TrackedRun, _prepared: object) -> None:
+        monkeypatch.setattr(tracking, "apply", interrupted)
+        run.set_tags({"a": "b"})
+        pytest.fail("the signal comes right after the write")
+
+    monkeypatch.setattr(job, "_describe", begin)
+    with pytest.raises(KeyboardInterrupt):
+        imgcls.train(None, photos, quiet=True)
+    assert whole == ["tags", "tags", "end"]
+    assert [(run.info.status, run.data.tags["a"]) for run in runs()] == [("KILLED", "b")]
+
+
 def test_a_signal_while_the_run_is_made_does_not_lose_it(
     photos: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from imgcls.errors import UserError
 from imgcls.tracking import run as tracking
+from imgcls.tracking.owner import OWNER_TAG, this_process
 from imgcls.tracking.run import SPOOL, TrackedRun, fail_attached_run, start, upload
 from imgcls.tracking.store import Store
 
@@ -337,7 +338,9 @@ def test_start_makes_a_run_with_its_tags_in_a_folder_that_is_absolute(store: Sto
     assert tags["imgcls.verb"] == "train"
     assert tags["mlflow.runName"] == "a"
     assert "mlflow.user" in tags
-    assert rest == [("tags", {"imgcls.verb": "train"})]
+    [(call, tags)] = rest
+    assert (call, tags["imgcls.verb"]) == ("tags", "train")
+    assert json.loads(tags[OWNER_TAG]) == {**this_process(), "folder": str(Path.cwd() / "outputs" / "made")}
     assert run.folder == Path.cwd() / "outputs" / "made"
 
 

@@ -67,11 +67,11 @@ def speeds(monkeypatch: pytest.MonkeyPatch) -> Callable[[Speeds], list[str]]:
                 self.speed = by_plan[str(replace(plan, threads=None))]
                 super().__init__(model, optim, steps, replace(plan, compile=False), **k)
 
-            def step(self, *given: Any, **named: Any) -> None:
+            def step(self, *given: Any, **named: Any) -> bool:
                 if isinstance(self.speed, Exception):
                     raise self.speed
-                super().step(*given, **named)
                 clock[0] += self.speed
+                return super().step(*given, **named)
 
         monkeypatch.setattr(measure, "Trainer", Timed)
         monkeypatch.setattr(time, "perf_counter", lambda: clock[0])

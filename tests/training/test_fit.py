@@ -19,7 +19,8 @@ from imgcls.models.family import StagedModel, num_parameters
 from imgcls.models.plaincnn import PlainCNNConfig, build_plaincnn
 from imgcls.tables import History, Row
 from imgcls.training.checkpoint import Checkpoint
-from imgcls.training.fit import BEST, LAST, Step, TrainConfig, best_row, fit, seed_all
+from imgcls.training.fit import Step, TrainConfig, fit, seed_all
+from imgcls.training.keeper import BEST, LAST, best_row
 from imgcls.training.mixing import build_mixing
 from imgcls.training.monitors import Monitor
 from imgcls.training.optim import OptimConfig
@@ -70,6 +71,7 @@ def rows(
     on_step: Callable[[Step], None] = lambda _step: None,
     on_thaw: Callable[[int], None] = lambda _epoch: None,
     on_note: Callable[[str], None] = lambda _text: None,
+    resume: Checkpoint | None = None,
     **train: Any,
 ) -> Iterator[Row]:
     folder.mkdir(exist_ok=True)
@@ -89,6 +91,7 @@ def rows(
         on_step=on_step,
         on_thaw=on_thaw,
         on_note=on_note,
+        resume=resume,
     )
 
 
@@ -163,7 +166,7 @@ def test_the_last_checkpoint_holds_the_whole_state(tmp_path: Path) -> None:
     last = Checkpoint.load(tmp_path / "c" / LAST)
     assert (last.epoch, last.batch, last.rows) == (3, 0, found)
     assert all(torch.equal(value, model.state_dict()[name]) for name, value in last.model.items())
-    assert last.optimizer["state"][0]["step"] == 15
+    assert last.trainer["optimizer"]["state"][0]["step"] == 15
 
 
 @pytest.mark.parametrize("monitor", get_args(Monitor))
@@ -227,7 +230,7 @@ def test_a_stop_in_an_epoch_writes_the_part_that_is_done_and_yields_no_row(tmp_p
     assert len(told) == 7
     last = Checkpoint.load(tmp_path / "c" / LAST)
     assert (last.epoch, last.batch, last.rows) == (1, 2, found)
-    assert last.optimizer["state"][0]["step"] == 7
+    assert last.trainer["optimizer"]["state"][0]["step"] == 7
     assert Checkpoint.load(tmp_path / "c" / BEST).epoch == 1
 
 
@@ -356,10 +359,10 @@ def test_the_optimiser_holds_nothing_of_what_is_frozen_and_a_thaw_leaves_its_sta
     model = frozen(3)
     stream = rows(tmp_path / "c", model=model, epochs=3, unfreeze={3: 1})
     next(stream), next(stream)
-    before = Checkpoint.load(tmp_path / "c" / LAST).optimizer
+    before = Checkpoint.load(tmp_path / "c" / LAST).trainer["optimizer"]
     assert len(before["state"]) == len(list(model.head.parameters())) == 2
     next(stream)
-    after = Checkpoint.load(tmp_path / "c" / LAST).optimizer
+    after = Checkpoint.load(tmp_path / "c" / LAST).trainer["optimizer"]
     assert [len(group["params"]) for group in after["param_groups"]] == [2, 12]
     assert [after["state"][k]["step"] for k in (0, 2, 13)] == [15, 5, 5]  # five steps an epoch
     assert len({group["lr"] for group in after["param_groups"]}) == 1
@@ -382,10 +385,10 @@ def test_a_saved_optimiser_loads_after_the_same_thaws(tmp_path: Path, optim: Opt
     optimizer = build_optimizer(optim, model)
     model.freeze(1)
     add_thawed(optimizer, optim, model)
-    optimizer.load_state_dict(saved.optimizer)
+    optimizer.load_state_dict(saved.trainer["optimizer"])
     again = optimizer.state_dict()
-    assert again["param_groups"] == saved.optimizer["param_groups"]
-    for k, state in saved.optimizer["state"].items():
+    assert again["param_groups"] == saved.trainer["optimizer"]["param_groups"]
+    for k, state in saved.trainer["optimizer"]["state"].items():
         assert all(torch.equal(state[name], again["state"][k][name]) for name in state)
 
 
