@@ -9,7 +9,7 @@ from typing import Any
 from tqdm import tqdm
 
 from imgcls.tables import Row
-from imgcls.training.fit import Step
+from imgcls.training.loop import Step
 
 
 class Console:

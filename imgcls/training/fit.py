@@ -1,9 +1,6 @@
 """The training loop: yields one row an epoch and leaves the best and the last checkpoint in a folder."""
 
-import math
-import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -14,15 +11,15 @@ from pydantic import Field, field_validator, model_validator
 from torch import nn
 
 from imgcls.data.augment import Preprocessing
-from imgcls.data.loading import Batch, Loader
-from imgcls.errors import UserError
+from imgcls.data.loading import Loader
 from imgcls.models.family import StagedModel
 from imgcls.models.freezing import Depth, thaw_schedule
 from imgcls.sections import Section
-from imgcls.tables import History, Row
+from imgcls.tables import Row
 from imgcls.training.averaging import Averages, AveragingName
-from imgcls.training.checkpoint import Checkpoint, generator_states, set_generator_states
-from imgcls.training.keeper import REWIND, Keeper, best_row
+from imgcls.training.checkpoint import Checkpoint
+from imgcls.training.keeper import Keeper
+from imgcls.training.loop import Loop, Rules, Step
 from imgcls.training.losses import Loss, LossName
 from imgcls.training.microbatch import check_micro_batch
 from imgcls.training.mixing import Mixing
@@ -30,12 +27,7 @@ from imgcls.training.monitors import Monitor
 from imgcls.training.optim import OptimConfig
 from imgcls.training.optimizers import check_optimizer
 from imgcls.training.plan import Device, Plan, PlanConfig, PlanField
-from imgcls.training.trainer import Totals, Trainer
-
-MOST_SKIPPED = 10
-"""So many steps in a row without a finite loss end a training that skips them."""
-MOST_REWINDS = 5
-REWIND_FACTOR = 0.5
+from imgcls.training.trainer import Trainer
 
 
 class TrainConfig(Section):
@@ -135,26 +127,6 @@ class TrainConfig(Section):
                 "epoch out of train.unfreeze; {} thaws nothing"
             )
         return self
-
-
-@dataclass(frozen=True)
-class Step:
-    """What a progress bar shows after a batch.
-
-    Attributes:
-        epoch: from 1.
-        batch: batches done in this epoch.
-        num_batches: batches an epoch.
-        loss, acc: running means of the epoch, or None where reading them would hold up a GPU.
-        images_per_s: training images a second in this epoch so far.
-    """
-
-    epoch: int
-    batch: int
-    num_batches: int
-    loss: float | None
-    acc: float | None
-    images_per_s: float
 
 
 def seed_all(seed: int) -> None:
@@ -277,7 +249,8 @@ def fit(
         keep_best=config.keep_best,
         rewinds=config.on_nan == "rewind",
     )
-    loop = _Loop(trainer, train, val, config, optim, plan, keeper, thaws, dict(about or {}))
+    rules = Rules(config.epochs, config.patience, config.monitor, config.on_nan, optim.lr)
+    loop = Loop(trainer, train, val, rules, plan, keeper, thaws, dict(about or {}))
     loop.stop, loop.on_step, loop.on_thaw, loop.on_save, loop.on_note = stop, on_step, on_thaw, on_save, on_note
     if resume is None:
         keeper.save(loop.checkpoint())  # from the first step on there is something to go on from
@@ -285,206 +258,3 @@ def fit(
         loop.restore(resume)
         keeper.tidy(resume.rows)
     yield from loop.rows()
-
-
-class _Loop:
-    """A training in work: where it is, and what it does next."""
-
-    stop: Callable[[], bool]
-    on_step: Callable[[Step], None]
-    on_thaw: Callable[[int], None]
-    on_save: Callable[[], None]
-    on_note: Callable[[str], None]
-
-    def __init__(
-        self,
-        trainer: Trainer,
-        train: Loader,
-        val: Loader,
-        config: TrainConfig,
-        optim: OptimConfig,
-        plan: Plan,
-        keeper: Keeper,
-        thaws: Mapping[int, int],
-        about: dict[str, str],
-    ) -> None:
-        self._trainer, self._train, self._val = trainer, train, val
-        self._config, self._optim, self._plan = config, optim, plan
-        self._keeper, self._thaws, self._about = keeper, thaws, about
-        self._history = History()
-        self._batch = 0
-        self._totals = Totals(plan.device)
-        self._seconds = 0.0
-        self._skipped = self._in_a_row = self._rewinds = 0
-
-    @property
-    def _epoch(self) -> int:
-        """The epoch in work, from 1."""
-        return len(self._history.rows) + 1
-
-    def checkpoint(self) -> Checkpoint:
-        """The present state."""
-        return Checkpoint(
-            model=self._trainer.model.state_dict(),
-            trainer=self._trainer.state_dict(),
-            epoch=self._epoch - 1,
-            batch=self._batch,
-            rows=list(self._history.rows),
-            totals=self._totals.state_dict() if self._batch else {},
-            seconds=self._seconds,
-            rng=generator_states(),
-            guards={"skipped": self._skipped, "in_a_row": self._in_a_row, "rewinds": self._rewinds},
-            plan=self._plan.as_dict(),
-            about=self._about,
-        )
-
-    def restore(self, checkpoint: Checkpoint) -> None:
-        """Go on from that state."""
-        self._trainer.restore(checkpoint)
-        self._history = History(list(checkpoint.rows))
-        self._begin_epoch()
-        self._batch, self._seconds = checkpoint.batch, checkpoint.seconds
-        if checkpoint.totals:
-            self._totals.load_state_dict(checkpoint.totals)
-        self._skipped, self._in_a_row = checkpoint.guards["skipped"], checkpoint.guards["in_a_row"]
-        self._rewinds = checkpoint.guards["rewinds"]
-        set_generator_states(checkpoint.rng)
-
-    def rows(self) -> Iterator[Row]:
-        """Train, yielding a row after every epoch."""
-        while self._epoch <= self._config.epochs and not self._out_of_patience():
-            try:
-                row = self._train_epoch()
-            except _DivergedError as diverged:
-                self._rewind(str(diverged))
-                continue
-            if row is None:
-                return
-            yield row
-
-    def _train_epoch(self) -> Row | None:
-        """The rest of the epoch in work, or of it what is done when `stop` turns true."""
-        epoch, trainer = self._epoch, self._trainer
-        self._thaw()
-        begin = time.perf_counter() - self._seconds
-        for batch in self._train.epoch(epoch, start=self._batch):
-            if self.stop():
-                break
-            self._step(batch, begin)
-            if self._keeper.is_due():
-                self._check_weights()
-                self._keeper.save(self.checkpoint())
-                self.on_save()
-        self._seconds = time.perf_counter() - begin
-        measured = None
-        if not self.stop():
-            trainer.end_epoch(self._train.epoch(epoch), self.stop)
-            measured = trainer.evaluate(self._val, self.stop)
-        self._check_weights()
-        if measured is None:
-            self._keeper.save(self.checkpoint())
-            return None
-        row = self._row(measured)
-        row["seconds"] = time.perf_counter() - begin
-        self._history.rows.append(row)
-        trainer.observe(row)
-        self._begin_epoch()
-        self._keeper.save_epoch(self.checkpoint(), averaged=trainer.averaged_weights())
-        self.on_save()
-        return row
-
-    def _row(self, measured: Row) -> Row:
-        """The row of the epoch in work, but for its seconds; see `History`."""
-        loss, acc = self._totals.means()
-        row: Row = {"epoch": self._epoch, "train/loss": loss, "train/acc": acc, **measured, "lr": self._trainer.lr}
-        row |= self._totals.grad_norm()
-        if isinstance(self._trainer.model, StagedModel):
-            row["model/freeze_depth"] = self._trainer.model.freeze_depth
-        if self._config.on_nan == "skip":
-            row["train/skipped_steps"] = self._skipped
-        if self._config.on_nan == "rewind":
-            row["train/lr_factor"] = self._trainer.lr_factor
-        row["images_per_s"] = self._totals.count / self._seconds
-        return row
-
-    def _begin_epoch(self) -> None:
-        self._batch, self._totals, self._seconds, self._skipped = 0, Totals(self._plan.device), 0.0, 0
-
-    def _step(self, batch: Batch, begin: float) -> None:
-        """One batch, told to `on_step`."""
-        num_batches = len(self._train)
-        updated = self._trainer.step(batch, steps_per_epoch=num_batches, totals=self._totals)
-        self._batch += 1
-        self._seconds = time.perf_counter() - begin
-        if not updated:
-            self._skip()
-        else:
-            self._in_a_row = 0
-        progress = _progress(self._epoch, self._batch, num_batches, self._totals, self._seconds, self._plan)
-        if updated and progress.loss is not None and not math.isfinite(progress.loss):
-            raise _DivergedError(f"the training loss became {progress.loss} in epoch {self._epoch}")
-        self.on_step(progress)
-
-    def _thaw(self) -> None:
-        """Freeze fewer stages where the epoch in work asks for it and that is not done yet."""
-        due = sum(epoch <= self._epoch for epoch in self._thaws)
-        if due > self._trainer.num_thaws:
-            self._trainer.thaw(self._thaws[self._epoch])
-            self.on_thaw(self._epoch)
-
-    def _out_of_patience(self) -> bool:
-        rows = self._history.rows
-        if self._config.patience is None or not rows:
-            return False
-        return len(rows) - best_row(self._history, self._config.monitor)["epoch"] >= self._config.patience
-
-    def _check_weights(self) -> None:
-        """Weights that are no numbers must not replace a checkpoint of good ones."""
-        if not self._trainer.is_finite():
-            raise _DivergedError(f"a weight became infinite or not a number in epoch {self._epoch}")
-
-    def _skip(self) -> None:
-        self._skipped += 1
-        self._in_a_row += 1
-        if self._in_a_row >= MOST_SKIPPED:
-            raise UserError(
-                _advice(f"{MOST_SKIPPED} steps in a row had no finite loss in epoch {self._epoch}", self._optim)
-            )
-        if self._skipped == 1:
-            self.on_note(
-                f"epoch {self._epoch}, batch {self._batch}: loss or gradient is not finite; such steps are left out "
-                "(train/skipped_steps counts them)"
-            )
-
-    def _rewind(self, found: str) -> None:
-        """Go back to the beginning of the epoch with a lower learning rate, where the recipe says so."""
-        if self._config.on_nan != "rewind":
-            raise UserError(_advice(found, self._optim))
-        if self._rewinds >= MOST_REWINDS:
-            raise UserError(_advice(f"{found}, after {MOST_REWINDS} rewinds with lower learning rates", self._optim))
-        count = self._rewinds + 1
-        self.restore(Checkpoint.load(self._keeper.folder / REWIND))
-        self._rewinds = count
-        self._trainer.lr_factor *= REWIND_FACTOR
-        self._keeper.save(self.checkpoint())
-        self.on_note(
-            f"{found}; back to the beginning of the epoch with {self._trainer.lr_factor:g} of the schedule's "
-            f"learning rate (rewind {count} of at most {MOST_REWINDS})"
-        )
-
-
-class _DivergedError(Exception):
-    """Loss or weights are not finite any more."""
-
-
-def _progress(epoch: int, batch: int, num_batches: int, totals: Totals, seconds: float, plan: Plan) -> Step:
-    readable = plan.device == "cpu" or batch % 20 == 0 or batch == num_batches
-    loss, acc = totals.means() if readable else (None, None)
-    return Step(epoch, batch, num_batches, loss, acc, totals.count / max(seconds, 1e-9))
-
-
-def _advice(found: str, optim: OptimConfig) -> str:
-    return (
-        f"{found}; expected a finite number. Lower optim.lr (now {optim.lr:g}), lengthen optim.warmup_epochs, or set "
-        "train.plan.precision to fp32. The last checkpoint is of before."
-    )

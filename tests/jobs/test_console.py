@@ -10,7 +10,7 @@ import pytest
 from imgcls.jobs import console as module
 from imgcls.jobs.console import Console
 from imgcls.tables import Row
-from imgcls.training.fit import Step
+from imgcls.training.loop import Step
 
 ROW: Row = {
     "epoch": 2, "train/loss": 0.51239, "train/acc": 0.9, "val/loss": 1.5, "val/acc": 0.8125, "val/f1": 0.75,

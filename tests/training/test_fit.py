@@ -19,8 +19,9 @@ from imgcls.models.family import StagedModel, num_parameters
 from imgcls.models.plaincnn import PlainCNNConfig, build_plaincnn
 from imgcls.tables import History, Row
 from imgcls.training.checkpoint import Checkpoint
-from imgcls.training.fit import Step, TrainConfig, fit, seed_all
+from imgcls.training.fit import TrainConfig, fit, seed_all
 from imgcls.training.keeper import BEST, LAST, best_row
+from imgcls.training.loop import Step
 from imgcls.training.mixing import build_mixing
 from imgcls.training.monitors import Monitor
 from imgcls.training.optim import OptimConfig

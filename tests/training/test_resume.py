@@ -14,10 +14,10 @@ from torch import nn
 from imgcls.data.augment import AugmentConfig
 from imgcls.errors import UserError
 from imgcls.tables import Row
-from imgcls.training import fit as loop
+from imgcls.training import loop
 from imgcls.training.checkpoint import Checkpoint, newest
-from imgcls.training.fit import Step
 from imgcls.training.keeper import BEST, LAST, REWIND, ranked
+from imgcls.training.loop import Step
 from imgcls.training.optim import OptimConfig
 from tests.training.test_fit import frozen, loaders, network, rows, without_times
 
