@@ -80,6 +80,8 @@ train:
   monitor: val/acc
   patience: null
   unfreeze: {}
+  processes: 1
+  sync_batch_norm: false
   output_dir: outputs
 evaluate:
   top_k: 3

@@ -36,6 +36,7 @@ from imgcls.tables import SPLITS, Manifest, Split
 from imgcls.tracking.store import artifact
 from imgcls.training.device import Plan, resolve_plan
 from imgcls.training.fit import seed_all
+from imgcls.training.processes import ALONE, Group, check_shares
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,7 @@ class Prepared:
         preprocessing: what happens to every image.
         train: training batches.
         val: validation batches.
+        whole_val: the same, not shared with other processes.
         model: the network, on the CPU.
         class_weights: (C,) weight of each class.
         report: what the check of the data found; None where there was none.
@@ -64,6 +66,7 @@ class Prepared:
     preprocessing: Preprocessing
     train: Loader
     val: Loader
+    whole_val: Loader
     model: StagedModel
     class_weights: npt.NDArray[np.float64]
     report: Report | None
@@ -71,7 +74,37 @@ class Prepared:
     architecture: pd.DataFrame
 
 
-def prepare(resolved: Resolved, console: Console) -> Prepared:
+def prepare_together(resolved: Resolved, console: Console, group: Group) -> Prepared:
+    """`prepare` in every process of a group: in the first one before the others, which then find what it has decoded.
+
+    Raises:
+        UserError: in the first process where that failed: what `prepare` raises; or the others see other data.
+        SystemExit: 2, where another process failed.
+    """
+    if group.size == 1:
+        return prepare(resolved, console)
+    if not group.is_first and group.wait_for("prepared") != "ok":
+        raise SystemExit(2)
+    try:
+        prepared = group.agree(lambda: prepare(resolved, console, group)) if not group.is_first else None
+        if prepared is None:
+            mine = prepare(resolved, console, group)
+            group.announce("prepared")
+            prepared = group.agree(lambda: mine)
+    except UserError as error:
+        if group.is_first:
+            group.announce("prepared", str(error))
+        raise
+    digests = group.gather(prepared.manifest.digest)
+    if len(set(digests)) > 1 and group.is_first:
+        raise UserError(
+            f"the {group.size} processes see different data (digests {', '.join(digests)}); expected the same files "
+            "everywhere. Give all machines the same folder."
+        )
+    return prepared
+
+
+def prepare(resolved: Resolved, console: Console, group: Group = ALONE) -> Prepared:
     """All of a training but the run.
 
     Raises:
@@ -81,6 +114,12 @@ def prepare(resolved: Resolved, console: Console) -> Prepared:
     for notice in resolved.notices:
         console.say(f"note: {notice}")
     plan = resolve_plan(recipe.train.device, recipe.train.precision)
+    check_shares(
+        group.size,
+        batch_size=recipe.train.batch_size,
+        sync_batch_norm=recipe.train.sync_batch_norm,
+        on_gpu=plan.device == "cuda",
+    )
     recipe, pretrained = _with_weights(recipe, console)
     manifest = scan(recipe.data, progress=console.count)
     if recipe.data.on_bad_image == "skip":
@@ -88,7 +127,13 @@ def prepare(resolved: Resolved, console: Console) -> Prepared:
     manifest = split_data(manifest, recipe.data)
     for notice in manifest.notices:
         console.say(f"note: {notice}")
-    report = _check(manifest, recipe, console)
+    num_train = manifest.counts()["train"]
+    if group.size > 1 and num_train < 2 * group.size:
+        raise UserError(
+            f"there are {num_train} training images for {group.size} processes; expected two at least for each. Lower "
+            "train.processes."
+        )
+    report = _check(manifest, recipe, console) if group.is_first else None
     size = resolve_image_size(recipe.augment, manifest.part("train"))
     recipe = recipe.replace({"augment.image_size": size})
     seed_all(recipe.train.seed)
@@ -107,12 +152,16 @@ def prepare(resolved: Resolved, console: Console) -> Prepared:
     random_steps = training_pipeline(recipe.augment, size=size, channels=channels, mean=steps.mean)
     weights = _class_weights(manifest, recipe)
     chances = weights[manifest.part("train").labels] if recipe.data.balance == "oversample" else None
-    train_loader = _loader("train", images["train"], random_steps, manifest, recipe, plan, chances)
-    val_loader = _loader("val", images["val"], evaluation_pipeline(size, steps.eval_crop), manifest, recipe, plan)
+    train_loader = _loader("train", images["train"], random_steps, manifest, recipe, plan, group, chances)
+    fixed_steps = evaluation_pipeline(size, steps.eval_crop)
+    whole_val = val_loader = _loader("val", images["val"], fixed_steps, manifest, recipe, plan, ALONE)
+    if group.size > 1:
+        val_loader = _loader("val", images["val"], fixed_steps, manifest, recipe, plan, group)
     counts = ", ".join(f"{name} {count:,}" for name, count in manifest.counts().items())
     console.say(
         f"{len(manifest):,} images of {len(manifest.classes):,} classes ({counts}) at {size} px; "
         f"{recipe.model.family} with {_parameters(model, architecture)} on {plan}"
+        f"{f' in {group.size} processes' if group.size > 1 else ''}"
     )
     files = [item for item in manifest.skipped if item.num_files]
     if files:
@@ -122,7 +171,19 @@ def prepare(resolved: Resolved, console: Console) -> Prepared:
     if loaded is not None:
         console.say(loaded.summary)
     return Prepared(
-        resolved, recipe, plan, manifest, steps, train_loader, val_loader, model, weights, report, loaded, architecture
+        resolved,
+        recipe,
+        plan,
+        manifest,
+        steps,
+        train_loader,
+        val_loader,
+        whole_val,
+        model,
+        weights,
+        report,
+        loaded,
+        architecture,
     )
 
 
@@ -206,10 +267,11 @@ def _loader(
     manifest: Manifest,
     recipe: Recipe,
     plan: Plan,
+    group: Group,
     chances: npt.NDArray[np.float64] | None = None,
 ) -> Loader:
     assert recipe.augment.image_size != "auto"
-    num_workers = resolve_num_workers(recipe.data.num_workers, device=plan.device)
+    num_workers = resolve_num_workers(recipe.data.num_workers, device=plan.device, processes=group.size)
     batch_bytes = recipe.train.batch_size * recipe.augment.image_size**2 * recipe.data.channels
     return Loader(
         images,
@@ -222,6 +284,8 @@ def _loader(
         num_workers=num_workers,
         prefetch=resolve_prefetch(recipe.data.prefetch, num_workers=num_workers, batch_bytes=batch_bytes),
         pin_memory=plan.device == "cuda",
+        rank=group.rank,
+        processes=group.size,
     )
 
 

@@ -1,8 +1,10 @@
 """The verb `train`: from a recipe to a complete MLflow run with a model in it."""
 
 import json
+import os
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,14 +13,16 @@ import numpy as np
 import pandas as pd
 
 from imgcls.data.balance import LOSS_BALANCES
+from imgcls.errors import UserError
 from imgcls.evaluation import plots
 from imgcls.evaluation.metrics import confusion_matrix, per_class_table, summary
 from imgcls.inference.classifier import Classifier
 from imgcls.inference.predict import predict
 from imgcls.jobs import data_preview
 from imgcls.jobs.console import Console
-from imgcls.jobs.prepare import Prepared, prepare
-from imgcls.jobs.record import before_run, common_tags, log_data, report_end, within_run
+from imgcls.jobs.launch import handover, run_processes
+from imgcls.jobs.prepare import Prepared, prepare_together
+from imgcls.jobs.record import before_run, common_tags, log_data, reason_of, report_end, within_run
 from imgcls.jobs.signals import Signals, Stopped
 from imgcls.jobs.surroundings import environment
 from imgcls.models.family import StagedModel, num_parameters
@@ -26,10 +30,21 @@ from imgcls.models.freezing import in_words
 from imgcls.recipe import Recipe, Resolved, resolve
 from imgcls.tables import History, Predictions, Row
 from imgcls.tracking import run as tracking
-from imgcls.tracking.run import TrackedRun
+from imgcls.tracking.run import TrackedRun, end_for
 from imgcls.training.checkpoint import Checkpoint
-from imgcls.training.fit import BEST, LAST, best_row, fit
+from imgcls.training.device import resolve_plan
+from imgcls.training.fit import BEST, LAST, Step, TrainConfig, best_row, fit
 from imgcls.training.mixing import build_mixing
+from imgcls.training.processes import (
+    ALONE,
+    Ballot,
+    Group,
+    OthersGone,
+    check_shares,
+    is_joined,
+    join,
+    resolve_processes,
+)
 
 SHOWS = "curves, tables and the model"
 
@@ -89,18 +104,116 @@ def train(
         raise KeyboardInterrupt(str(stopped)) from stopped
 
 
-def run_training(resolved: Resolved, console: Console, signals: Signals) -> TrainResult:
-    """`train` with its surroundings given."""
+def run_training(
+    resolved: Resolved,
+    console: Console,
+    signals: Signals,
+    *,
+    on_run: Callable[[TrackedRun], None] = lambda _run: None,
+) -> TrainResult:
+    """`train` with its surroundings given; `on_run` gets the run as soon as there is one.
+
+    Raises:
+        SystemExit: 0, at the end of a training by several processes, in all but the first.
+    """
+    config = resolved.recipe.train
     with before_run(console):
-        prepared = prepare(resolved, console)
+        processes = resolve_processes(config.processes, device=config.device)
+        if not is_joined() and processes > 1:
+            return _train_in_processes(processes, resolved, console, signals)
+    if not is_joined():
+        result = _train_in(ALONE, resolved, console, signals, on_run)
+    else:
+        if os.environ["RANK"] != "0":  # the first one tracks, and tells
+            os.environ.pop("MLFLOW_RUN_ID", None)
+            console, signals.quiet = Console(quiet=True), True
+        with before_run(console), _joined(config) as group:
+            result = _train_in(group, resolved, console, signals, on_run)
+    if result is None:
+        raise SystemExit(0)
+    return result
+
+
+def _joined(config: TrainConfig) -> AbstractContextManager[Group]:
+    """The processes that torchrun or a scheduler started."""
+    started, asked = os.environ["WORLD_SIZE"], str(config.processes)
+    if asked not in ("1", "auto", started):
+        raise UserError(
+            f"train.processes is {asked}, but {started} were started (WORLD_SIZE). Set train.processes to auto or "
+            f"{started}, or start {asked}."
+        )
+    return join(on_gpu=resolve_plan(config.device, config.precision).device == "cuda")
+
+
+def _train_in_processes(processes: int, resolved: Resolved, console: Console, signals: Signals) -> TrainResult:
+    """Train in processes of their own, started here."""
+    config = resolved.recipe.train
+    on_gpu = resolve_plan(config.device, config.precision).device == "cuda"
+    check_shares(processes, batch_size=config.batch_size, sync_batch_norm=config.sync_batch_norm, on_gpu=on_gpu)
+    with handover() as between:
+        try:
+            run_processes(between, processes, resolved, signals, quiet=console.is_quiet)
+        except (Exception, Stopped) as error:
+            if between.take("result") is None:  # else it was done, and only its end was not as it should be
+                _end_run(between.take("run"), error, console)
+                raise
+        classifier = Classifier.load(between.folder / "classifier")
+        return TrainResult(**between.take("result"), classifier=classifier, module=classifier.module)
+
+
+def _end_run(found: tuple[str, Path] | None, error: Exception | Stopped, console: Console) -> None:
+    """End the run that processes left behind, and see to it that it tells the reason of the one that failed first."""
+    if found is None:
+        return
+    if isinstance(error, Stopped):
+        run, headline = end_for(*found, "KILLED", str(error)), f"{error}; the run is KILLED"
+    else:
+        run, headline = end_for(*found, "FAILED", reason_of(error)), "the run is FAILED"
+    if run is not None:
+        report_end(run, console, headline, shows=SHOWS)
+
+
+def _train_in(
+    group: Group, resolved: Resolved, console: Console, signals: Signals, on_run: Callable[[TrackedRun], None]
+) -> TrainResult | None:
+    """Train as one of the processes of a group; None in all but the first."""
+    with before_run(console):
+        prepared = prepare_together(resolved, console, group)
+        if not group.is_first:
+            _follow(prepared, signals, group)
+            return None
         signals.hold()
-        run = tracking.start(Path(prepared.recipe.train.output_dir), name=_run_name(prepared), tags=_tags(prepared))
+        folder = Path(prepared.recipe.train.output_dir)
+        run = group.agree(lambda: tracking.start(folder, name=_run_name(prepared), tags=_tags(prepared)))
+        on_run(run)
+    try:
+        return _tracked(run, prepared, console, signals, group)
+    finally:
+        group.announce("ended")
+
+
+def _follow(prepared: Prepared, signals: Signals, group: Group) -> None:
+    """Train along with the first process, which tracks, and end after it."""
+    group.agree(lambda: None)
+    ballot = Ballot(group, lambda: signals.requested or 0)
+    with signals.deferred():
+        for _ in _rows(prepared, ballot, group):
+            pass
+        with suppress(OthersGone):  # it has ended then, too
+            group.wait_for("ended")
+    if ballot.signum:
+        raise Stopped(ballot.signum)
+    signals.raise_if_requested()
+
+
+def _tracked(run: TrackedRun, prepared: Prepared, console: Console, signals: Signals, group: Group) -> TrainResult:
+    """Train in a run."""
     with (
         within_run(run, console, signals, shows=SHOWS, rescue=lambda: _log_checkpoints(run)),
         tracking.system_metrics(run),
     ):
         _describe(run, prepared)
-        history = _train(run, prepared, console, signals)
+        history = _train(run, prepared, console, signals, group)
         predictions, classifier = _conclude(run, prepared, history, console)
     result = TrainResult(
         run_id=run.run_id,
@@ -165,7 +278,36 @@ def _describe(run: TrackedRun, prepared: Prepared) -> None:
     )
 
 
-def _train(run: TrackedRun, prepared: Prepared, console: Console, signals: Signals) -> History:
+def _rows(
+    prepared: Prepared,
+    stop: Callable[[], bool],
+    group: Group,
+    *,
+    checkpoints: Path = Path(),
+    on_step: Callable[[Step], None] = lambda _step: None,
+    on_thaw: Callable[[int], None] = lambda _epoch: None,
+) -> Iterator[Row]:
+    """The training itself, the same in every process; files and calls are the first one's."""
+    recipe = prepared.recipe
+    return fit(
+        prepared.model,
+        prepared.train,
+        prepared.val,
+        config=recipe.train,
+        optim=recipe.optim,
+        preprocessing=prepared.preprocessing,
+        plan=prepared.plan,
+        checkpoints=checkpoints,
+        class_weights=prepared.class_weights if recipe.data.balance in LOSS_BALANCES else None,
+        mixing=build_mixing(recipe.augment, num_classes=len(prepared.manifest.classes)),
+        group=group,
+        stop=stop,
+        on_step=on_step,
+        on_thaw=on_thaw,
+    )
+
+
+def _train(run: TrackedRun, prepared: Prepared, console: Console, signals: Signals, group: Group) -> History:
     recipe, epochs = prepared.recipe, prepared.recipe.train.epochs
     checkpoints = run.file(f"checkpoints/{LAST}").parent
     history = History()
@@ -178,20 +320,14 @@ def _train(run: TrackedRun, prepared: Prepared, console: Console, signals: Signa
             f"{in_words(prepared.model.stage_names, prepared.model.freeze_depth)}"
         )
 
+    ballot = Ballot(group, lambda: signals.requested or 0)
     console.begin_training()
     with signals.deferred():
-        for row in fit(
-            prepared.model,
-            prepared.train,
-            prepared.val,
-            config=recipe.train,
-            optim=recipe.optim,
-            preprocessing=prepared.preprocessing,
-            plan=prepared.plan,
+        for row in _rows(
+            prepared,
+            ballot,
+            group,
             checkpoints=checkpoints,
-            class_weights=prepared.class_weights if recipe.data.balance in LOSS_BALANCES else None,
-            mixing=build_mixing(recipe.augment, num_classes=len(prepared.manifest.classes)),
-            stop=signals.stop,
             on_step=lambda step: console.step(step, epochs=epochs),
             on_thaw=on_thaw,
         ):
@@ -199,6 +335,8 @@ def _train(run: TrackedRun, prepared: Prepared, console: Console, signals: Signa
             run.log_metrics(_metrics(row), step=int(row["epoch"]))
             console.row(row, epochs=epochs)
     console.clear()
+    if ballot.signum:
+        raise Stopped(ballot.signum)
     signals.raise_if_requested()
     best = best_row(history, recipe.train.monitor)
     run.log_metrics(
@@ -226,7 +364,7 @@ def _conclude(
     model.load_state_dict(Checkpoint.load(run.file(f"checkpoints/{BEST}")).model)
     predictions = predict(
         model,
-        prepared.val,
+        prepared.whole_val,
         manifest.part("val"),
         preprocessing=prepared.preprocessing,
         device=prepared.plan.device,

@@ -23,6 +23,7 @@ from imgcls.tables import History, Row
 from imgcls.training.device import Plan
 from imgcls.training.mixing import Mixing
 from imgcls.training.optim import OptimConfig
+from imgcls.training.processes import ALONE, Group
 from imgcls.training.trainer import Totals, Trainer
 
 BEST, LAST = "best.pt", "last.pt"
@@ -49,6 +50,12 @@ class TrainConfig(Section):
     """epoch: depth. From the start of that epoch on only so many stages are frozen, counted as `model.freeze_depth` is,
     with which it begins: {5: 3, 10: 0}. What thaws joins the schedule where it is; what was trained before goes on as
     it was."""
+    processes: Annotated[int, Field(ge=1)] | Literal["auto"] = 1
+    """Processes on this machine that share each batch of `batch_size` images: on GPUs one for each, on a CPU with a
+    share of its cores each. auto is the number of GPUs, and 1 on a CPU. Where torchrun or a scheduler started the job,
+    as many as it started."""
+    sync_batch_norm: bool = False
+    """Batch normalisation over the images of all processes, on GPUs only, rather than of each by itself."""
     output_dir: str = "outputs"
     """Folder for checkpoints and for what waits to be sent; emptied of a run once all is in MLflow."""
 
@@ -128,6 +135,7 @@ def fit(
     checkpoints: Path,
     class_weights: npt.NDArray[np.float64] | None = None,
     mixing: Mixing | None = None,
+    group: Group = ALONE,
     stop: Callable[[], bool] = lambda: False,
     on_step: Callable[[Step], None] = lambda _step: None,
     on_thaw: Callable[[int], None] = lambda _epoch: None,
@@ -140,6 +148,9 @@ def fit(
     `val/loss` is that of the images as they are. `mixing` mixes the training images of a batch with each other.
     `on_thaw(epoch)` is called when an epoch begins with fewer stages frozen than the one before.
 
+    Where a `group` of processes trains, each calls this with its part of the same batches and gets the same rows; the
+    first one's files are written, and `stop()` must answer alike in all (see `Ballot`).
+
     Raises:
         UserError: the loss became infinite or not a number, a checkpoint cannot be written, or the model cannot thaw as
             `config.unfreeze` asks.
@@ -148,6 +159,9 @@ def fit(
     if config.unfreeze:
         assert isinstance(model, StagedModel)
         thaws = thaw_schedule(config.unfreeze, model.stage_names, model.freeze_depth)
+    if config.sync_batch_norm and group.size > 1:
+        convert: Callable[[nn.Module], nn.Module] = nn.SyncBatchNorm.convert_sync_batchnorm
+        model = convert(model)
     trainer = Trainer(
         model,
         optim,
@@ -156,6 +170,7 @@ def fit(
         num_steps=config.epochs * len(train),
         class_weights=class_weights,
         mixing=mixing,
+        group=group,
     )
     history = History()
     since_best = 0
@@ -171,27 +186,30 @@ def fit(
             trainer.step(batch, steps_per_epoch=len(train), totals=totals)
             done += 1
             seconds = time.perf_counter() - begin
-            progress = _progress(epoch, done, len(train), totals, seconds, plan)
+            progress = _progress(epoch, done, len(train), totals, seconds / group.size, plan)
             if progress.loss is not None and not math.isfinite(progress.loss):
                 raise UserError(_diverged(progress.loss, epoch, optim))
             on_step(progress)
-        loss, acc = totals.means()
+        loss, acc, num_images = totals.over(group)
         seconds = time.perf_counter() - begin
         measured = None if stop() else trainer.evaluate(val, stop)
         if measured is None:
-            trainer.checkpoint(epoch - 1, done, history).save(checkpoints / LAST)
+            if group.is_first:
+                trainer.checkpoint(epoch - 1, done, history).save(checkpoints / LAST)
             return
         row: Row = {"epoch": epoch, "train/loss": loss, "train/acc": acc, **measured, "lr": trainer.lr}
         if isinstance(model, StagedModel):
             row["model/freeze_depth"] = model.freeze_depth
-        row["images_per_s"] = totals.count / seconds
+        row["images_per_s"] = num_images / seconds
         row["seconds"] = time.perf_counter() - begin
+        row = group.from_first(row)
         history.rows.append(row)
-        checkpoint = trainer.checkpoint(epoch, 0, history)
-        checkpoint.save(checkpoints / LAST)
         is_best = best_row(history, config.monitor) is row
-        if is_best:
-            checkpoint.save(checkpoints / BEST)
+        if group.is_first:
+            checkpoint = trainer.checkpoint(epoch, 0, history)
+            checkpoint.save(checkpoints / LAST)
+            if is_best:
+                checkpoint.save(checkpoints / BEST)
         since_best = 0 if is_best else since_best + 1
         yield row
         if config.patience is not None and since_best >= config.patience:

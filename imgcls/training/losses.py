@@ -19,3 +19,15 @@ def training_loss(logits: torch.Tensor, labels: torch.Tensor, weights: torch.Ten
         return nn.functional.cross_entropy(logits, labels, weight=weights)
     total = nn.functional.cross_entropy(logits, labels, weight=weights, reduction="sum")
     return total / (labels * weights).sum()  # no matrix product, which autocast would round to half precision
+
+
+def loss_weight(labels: torch.Tensor, weights: torch.Tensor | None) -> torch.Tensor:
+    """() What `training_loss` divides by: how much these labels count beside others.
+
+    Args:
+        labels: (B,) int64 classes, or (B, C) float shares of classes.
+        weights: (C,) weight of each class, or None.
+    """
+    if weights is None:
+        return torch.tensor(float(len(labels)), device=labels.device)
+    return weights[labels].sum() if labels.ndim == 1 else (labels * weights).sum()

@@ -14,9 +14,10 @@ from imgcls.models.family import StagedModel
 from imgcls.tables import History, Row
 from imgcls.training.checkpoint import Checkpoint
 from imgcls.training.device import Plan
-from imgcls.training.losses import training_loss
+from imgcls.training.losses import loss_weight, training_loss
 from imgcls.training.mixing import Mixing
 from imgcls.training.optim import OptimConfig, add_thawed, build_optimizer, learning_rate, set_learning_rate
+from imgcls.training.processes import ALONE, Group
 
 
 class Totals:
@@ -35,6 +36,13 @@ class Totals:
     def means(self) -> tuple[float, float]:
         return self._loss.item() / max(1, self.count), self._hits.item() / max(1, self.count)
 
+    def over(self, group: Group) -> tuple[float, float, int]:
+        """Mean loss and accuracy, and the number of images, of all processes."""
+        loss, hits, count = map(
+            sum, zip(*group.gather((self._loss.item(), self._hits.item(), self.count)), strict=True)
+        )
+        return loss / max(1, count), hits / max(1, count), int(count)
+
 
 class Trainer:
     """The state that a step changes."""
@@ -49,8 +57,11 @@ class Trainer:
         num_steps: int,
         class_weights: npt.NDArray[np.float64] | None,
         mixing: Mixing | None,
+        group: Group = ALONE,
     ) -> None:
         self.model = model.to(plan.device)
+        self._group = group
+        group.broadcast_model(self.model)
         self._optim, self._preprocessing, self._plan = optim, preprocessing, plan
         self._num_steps, self._steps = num_steps, 0
         self._optimizer = build_optimizer(optim, model)
@@ -69,6 +80,8 @@ class Trainer:
         )
         set_learning_rate(self._optimizer, self.lr)
         self.model.train()
+        if self._group.size > 1:  # dropout: other masks in each process, and the same when the step is done again
+            torch.manual_seed(batch.seed)
         inputs, labels = self._to_device(batch)
         if self._mixing is not None:
             inputs, labels = self._mixing(inputs, labels, seed=batch.seed)
@@ -76,7 +89,12 @@ class Trainer:
             logits = self.model(inputs)
             loss = training_loss(logits.float(), labels, self._weights)
         self._optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward(self._scaler.scale(loss))
+        if self._group.size == 1:
+            torch.autograd.backward(self._scaler.scale(loss))
+        else:
+            share = loss_weight(labels, self._weights) / batch.total
+            torch.autograd.backward(self._scaler.scale(loss * share))
+            loss = self._group.average_gradients(self.model.parameters(), loss, share)
         self._scaler.step(self._optimizer)
         self._scaler.update()
         self._steps += 1
@@ -90,14 +108,20 @@ class Trainer:
 
     @torch.no_grad()
     def evaluate(self, loader: Loader, stop: Callable[[], bool]) -> Row | None:
-        """Loss, accuracy and macro F1 over a loader, or None where it was stopped."""
+        """Loss, accuracy and macro F1 over a loader, or None where it was stopped.
+
+        Where several processes share the batches, the figures are those of all images.
+        """
         self.model.eval()
+        self._group.broadcast_model(self.model, buffers_only=True)
         totals = Totals(self._plan.device)
-        predicted, true = [], []
+        predicted, true = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
         num_classes = 0
         for batch in loader.epoch(0):
             if stop():
                 return None
+            if not len(batch.labels):
+                continue
             inputs, labels = self._to_device(batch)
             with self._plan.autocast():
                 logits = self.model(inputs).float()
@@ -105,8 +129,10 @@ class Trainer:
             predicted.append(logits.argmax(1).cpu().numpy())
             true.append(batch.labels.numpy())
             num_classes = logits.shape[1]
-        loss, acc = totals.means()
-        confusion = confusion_matrix(np.concatenate(true), np.concatenate(predicted), num_classes)
+        loss, acc, _ = totals.over(self._group)
+        seen = self._group.gather((num_classes, np.concatenate(true), np.concatenate(predicted)))
+        counts, trues, guesses = zip(*seen, strict=True)
+        confusion = confusion_matrix(np.concatenate(trues), np.concatenate(guesses), max(counts))
         return {"val/loss": loss, "val/acc": acc, "val/f1": macro_f1(confusion)}
 
     def checkpoint(self, epoch: int, batch: int, history: History) -> Checkpoint:
