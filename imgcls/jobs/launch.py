@@ -132,9 +132,12 @@ def _raise(between: Handover, processes: int, failures: dict[int, Any]) -> None:
         error = RuntimeError(f"process {rank} of {processes} failed: {reason}")
         error.add_note(trace)
         raise error
-    # The launcher ends the others by SIGTERM, so whoever ended otherwise was the first.
-    ends = sorted((failure.exitcode == -signal.SIGTERM, rank) for rank, failure in failures.items())
-    rank = ends[0][1]
+    # What ended for want of another process has told so, and the launcher ends those that are left by SIGTERM.
+    told = {rank: between.take(f"failure-{rank}") for rank in failures}
+    ended = (-signal.SIGTERM, 128 + signal.SIGTERM)
+    rank = min(failures, key=lambda rank: (told[rank] is not None or failures[rank].exitcode in ended, rank))
+    if told[rank] is not None:
+        raise UserError(told[rank][3])
     code = failures[rank].exitcode
     if code >= 0:
         raise RuntimeError(f"process {rank} of {processes} ended with exit code {code} and told no reason")

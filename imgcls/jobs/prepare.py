@@ -127,12 +127,7 @@ def prepare(resolved: Resolved, console: Console, group: Group = ALONE) -> Prepa
     manifest = split_data(manifest, recipe.data)
     for notice in manifest.notices:
         console.say(f"note: {notice}")
-    num_train = manifest.counts()["train"]
-    if group.size > 1 and num_train < 2 * group.size:
-        raise UserError(
-            f"there are {num_train} training images for {group.size} processes; expected two at least for each. Lower "
-            "train.processes."
-        )
+    _enough_for_each(manifest, group)
     report = _check(manifest, recipe, console) if group.is_first else None
     size = resolve_image_size(recipe.augment, manifest.part("train"))
     recipe = recipe.replace({"augment.image_size": size})
@@ -163,11 +158,7 @@ def prepare(resolved: Resolved, console: Console, group: Group = ALONE) -> Prepa
         f"{recipe.model.family} with {_parameters(model, architecture)} on {plan}"
         f"{f' in {group.size} processes' if group.size > 1 else ''}"
     )
-    files = [item for item in manifest.skipped if item.num_files]
-    if files:
-        first = ", ".join(f"{item.path} ({item.reason})" for item in files[:3])
-        count = sum(item.num_files for item in files)
-        console.say(f"skipped {count:,} file{'s' * (count != 1)}: {first}{', …' * (len(files) > 3)}")
+    _tell_skipped(manifest, console)
     if loaded is not None:
         console.say(loaded.summary)
     return Prepared(
@@ -185,6 +176,23 @@ def prepare(resolved: Resolved, console: Console, group: Group = ALONE) -> Prepa
         loaded,
         architecture,
     )
+
+
+def _enough_for_each(manifest: Manifest, group: Group) -> None:
+    num_train = manifest.counts()["train"]
+    if group.size > 1 and num_train < 2 * group.size:
+        raise UserError(
+            f"there are {num_train} training images for {group.size} processes; expected two at least for each. Lower "
+            "train.processes."
+        )
+
+
+def _tell_skipped(manifest: Manifest, console: Console) -> None:
+    files = [item for item in manifest.skipped if item.num_files]
+    if files:
+        first = ", ".join(f"{item.path} ({item.reason})" for item in files[:3])
+        count = sum(item.num_files for item in files)
+        console.say(f"skipped {count:,} file{'s' * (count != 1)}: {first}{', …' * (len(files) > 3)}")
 
 
 def _with_weights(recipe: Recipe, console: Console) -> tuple[Recipe, Pretrained | None]:

@@ -20,6 +20,7 @@ from imgcls.models.family import StagedModel
 from imgcls.models.freezing import Depth, thaw_schedule
 from imgcls.sections import Section
 from imgcls.tables import History, Row
+from imgcls.training.checkpoint import Checkpoint
 from imgcls.training.device import Plan
 from imgcls.training.mixing import Mixing
 from imgcls.training.optim import OptimConfig
@@ -147,7 +148,6 @@ def fit(
     that is done; no row is yielded for it. `class_weights` (C,) weigh the training loss, and so `train/loss`;
     `val/loss` is that of the images as they are. `mixing` mixes the training images of a batch with each other.
     `on_thaw(epoch)` is called when an epoch begins with fewer stages frozen than the one before.
-
     Where a `group` of processes trains, each calls this with its part of the same batches and gets the same rows; the
     first one's files are written, and `stop()` must answer alike in all (see `Ballot`).
 
@@ -155,13 +155,8 @@ def fit(
         UserError: the loss became infinite or not a number, a checkpoint cannot be written, or the model cannot thaw as
             `config.unfreeze` asks.
     """
-    thaws: dict[int, int] = {}
-    if config.unfreeze:
-        assert isinstance(model, StagedModel)
-        thaws = thaw_schedule(config.unfreeze, model.stage_names, model.freeze_depth)
-    if config.sync_batch_norm and group.size > 1:
-        convert: Callable[[nn.Module], nn.Module] = nn.SyncBatchNorm.convert_sync_batchnorm
-        model = convert(model)
+    thaws = _thaws(model, config)
+    model = _synced(model) if config.sync_batch_norm and group.size > 1 else model
     trainer = Trainer(
         model,
         optim,
@@ -194,8 +189,7 @@ def fit(
         seconds = time.perf_counter() - begin
         measured = None if stop() else trainer.evaluate(val, stop)
         if measured is None:
-            if group.is_first:
-                trainer.checkpoint(epoch - 1, done, history).save(checkpoints / LAST)
+            _save(trainer.checkpoint(epoch - 1, done, history), checkpoints, (LAST,), group)
             return
         row: Row = {"epoch": epoch, "train/loss": loss, "train/acc": acc, **measured, "lr": trainer.lr}
         if isinstance(model, StagedModel):
@@ -205,15 +199,31 @@ def fit(
         row = group.from_first(row)
         history.rows.append(row)
         is_best = best_row(history, config.monitor) is row
-        if group.is_first:
-            checkpoint = trainer.checkpoint(epoch, 0, history)
-            checkpoint.save(checkpoints / LAST)
-            if is_best:
-                checkpoint.save(checkpoints / BEST)
+        _save(trainer.checkpoint(epoch, 0, history), checkpoints, (LAST, BEST) if is_best else (LAST,), group)
         since_best = 0 if is_best else since_best + 1
         yield row
         if config.patience is not None and since_best >= config.patience:
             return
+
+
+def _thaws(model: nn.Module, config: TrainConfig) -> dict[int, int]:
+    """epoch -> how many stages are frozen from then on."""
+    if not config.unfreeze:
+        return {}
+    assert isinstance(model, StagedModel)
+    return thaw_schedule(config.unfreeze, model.stage_names, model.freeze_depth)
+
+
+def _synced(model: nn.Module) -> nn.Module:
+    """The model with its batch normalisations made such as look at the images of all processes."""
+    convert: Callable[[nn.Module], nn.Module] = nn.SyncBatchNorm.convert_sync_batchnorm
+    return convert(model)
+
+
+def _save(checkpoint: Checkpoint, folder: Path, names: tuple[str, ...], group: Group) -> None:
+    """Write a checkpoint under these names, in the first process; all have the same."""
+    for name in names if group.is_first else ():
+        checkpoint.save(folder / name)
 
 
 def _progress(epoch: int, batch: int, num_batches: int, totals: Totals, seconds: float, plan: Plan) -> Step:

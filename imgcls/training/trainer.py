@@ -29,11 +29,13 @@ class Totals:
         self.count = 0
 
     def add(self, loss: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor) -> None:
+        """Count a batch: its mean loss (), its logits (B, C) and its labels (B,)."""
         self._loss += loss.detach() * len(labels)
         self._hits += (logits.detach().argmax(1) == labels).sum()
         self.count += len(labels)
 
     def means(self) -> tuple[float, float]:
+        """Mean loss and accuracy of the images so far."""
         return self._loss.item() / max(1, self.count), self._hits.item() / max(1, self.count)
 
     def over(self, group: Group) -> tuple[float, float, int]:

@@ -53,12 +53,12 @@ def test_two_processes_give_one_complete_run(store: Runs, spawn: Spawn) -> None:
     assert [str(model.status) for model in store.models(run)] == ["READY"]
     lines = child.out.splitlines()
     assert re.fullmatch(r"1,797 images of 10 classes .* on cpu fp32 in 2 processes", lines[0])
-    assert [line.split("  ")[0] for line in lines[1:3]] == ["epoch   1/2", "epoch   2/2"], "each line once"
+    assert [line[:11] for line in lines[1:3]] == ["epoch   1/2", "epoch   2/2"], "each line once"
     assert len(lines) == 7
     assert not (child.folder / "outputs").exists()
 
 
-def test_python_gets_the_result(store: Runs, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_python_gets_the_result(store: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", store.uri)
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "python")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(CHECKOUT), os.environ.get("PYTHONPATH", "")]))
@@ -89,7 +89,7 @@ def test_mlflow_run_s_run_is_the_first_process_s(store: Runs, spawn: Spawn, tmp_
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("--train.processes", "0"), r"train\.processes: found 0, expected .*"),
+        (("--train.processes", "0"), r"recipe .*: train\.processes: found 0, expected .*"),
         (("--train.batch_size", "63", *TWO), r"train\.batch_size is 63, which 2 processes share; .*"),
         (("--train.sync_batch_norm", "true", *TWO), r"train\.sync_batch_norm is true, .*"),
         (("--data.root", "nowhere", *TWO), r".*nowhere.*"),
@@ -123,23 +123,21 @@ def test_a_process_that_is_killed_ends_all_and_the_run_is_failed(rank: int, stor
 
 
 def test_the_reason_of_the_process_that_failed_is_the_run_s(store: Runs, spawn: Spawn, tmp_path: Path) -> None:
-    """An image is gone that the second process needs."""
+    """Images are damaged while it runs."""
     from tests.conftest import put
 
     photos = put(tmp_path / "photos", *(f"{label}/{k}.png" for label in "ab" for k in range(30)))
     child = spawn(
         *imgcls(
             "train", "--data.root", str(photos), *TWO, "--train.epochs", "500", "--data.store_budget", "0",
-            "--train.batch_size", "8", "--augment.image_size", "8",
+            "--train.batch_size", "8", "--augment.image_size", "16", "--model.family", "plaincnn",
         ),
         MLFLOW_TRACKING_URI=store.uri, MLFLOW_EXPERIMENT_NAME="reason",
     )  # fmt: skip
     child.wait_for(r"epoch +1/500 ")
     family = child.family()
-    victim = photos / "a" / "0.png"
     for k in range(30):
         (photos / "a" / f"{k}.png").write_bytes(b"no image")
-    assert victim.exists()
     assert child.wait() == 2
     assert not left_behind(child, family)
     run = store.only("reason")
@@ -225,7 +223,9 @@ def test_a_scheduler_may_start_the_processes_and_a_stop_of_one_stops_all(
     second.process.send_signal(signal.SIGTERM)
     assert (first.wait(), second.wait()) == (143, 143)
     check_killed(store, store.only("scheduler"), "SIGTERM", tmp_path)
-    assert (second.out, second.err) == ("", "")
+    assert second.out == ""
+    assert "imgcls: " not in second.err, "torch may tell there that the first one, with the store, is gone"
+    assert "Traceback" not in second.err
 
 
 def test_another_number_than_was_started_is_refused(store: Runs, spawn: Spawn) -> None:
