@@ -98,16 +98,16 @@ def run_processes(between: Handover, processes: int, resolved: Resolved, signals
     # The first of them attaches to it. This process keeps it for the case that none of them gets so far.
     attached = os.environ.pop("MLFLOW_RUN_ID", None)
     between.give("task", Task(resolved, quiet, os.getpid(), attached))
-    failures = dict[int, Any]()
+    failures, done = dict[int, Any](), threading.Event()
     thread = threading.Thread(
-        target=_launch, args=(between.folder, processes, failures), name="imgcls-launcher", daemon=True
+        target=_launch, args=(between.folder, processes, failures, done), name="imgcls-launcher", daemon=True
     )
     sent = 0
     with signals.deferred():
         thread.start()
-        while thread.is_alive():
+        while not done.is_set():
             try:
-                thread.join(0.1)
+                time.sleep(0.1)  # Thread.join, interrupted, takes the thread for ended (Python 3.11 and 3.12)
                 if signals.requested is not None and not sent:
                     sent = _send(between.folder, signals.requested)
             except Stopped as stopped:
@@ -116,7 +116,8 @@ def run_processes(between: Handover, processes: int, resolved: Resolved, signals
         os.environ["MLFLOW_RUN_ID"] = attached
     if not failures:
         return
-    signals.raise_if_requested()
+    if sent:
+        raise Stopped(sent)
     _raise(between, processes, failures)
 
 
@@ -147,7 +148,7 @@ def _raise(between: Handover, processes: int, failures: dict[int, Any]) -> None:
     )
 
 
-def _launch(folder: Path, processes: int, failures: dict[int, Any]) -> None:
+def _launch(folder: Path, processes: int, failures: dict[int, Any], done: threading.Event) -> None:
     """In a thread, where torch leaves the handling of signals alone. What failed comes back in `failures`, by rank."""
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -173,6 +174,8 @@ def _launch(folder: Path, processes: int, failures: dict[int, Any]) -> None:
         failures.update(error.failures)
     except Exception as error:
         failures[-1] = error
+    finally:
+        done.set()
 
 
 def _send(folder: Path, number: int) -> int:

@@ -167,7 +167,7 @@ def test_two_quick_signals_end_at_once_and_still_close_the_run(store: Runs, spaw
     child.process.send_signal(signal.SIGINT)
     child.wait_for("again to end at once")
     child.process.send_signal(signal.SIGINT)
-    assert child.wait() == 130
+    assert child.wait() == 130, child.err
     assert not left_behind(child, family)
     assert store.only("two twice").info.status == "KILLED"
 
