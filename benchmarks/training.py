@@ -175,7 +175,12 @@ def _both(recipe: Recipe, size: int, batch_size: int) -> tuple[Callable[[float],
     steps = Preprocessing(3, size, IMAGENET_MEAN, IMAGENET_STD)
     chosen = plan_for(network, recipe, steps)
     ours = Compute(
-        network, Batch(images, labels, 0), config=recipe.train, optim=recipe.optim, preprocessing=steps, plan=chosen
+        network,
+        Batch(images, labels, 0, batch_size),
+        config=recipe.train,
+        optim=recipe.optim,
+        preprocessing=steps,
+        plan=chosen,
     )
     theirs = Baseline(network, steps.to_input(images).contiguous(), labels, chosen.device)
     return theirs.images_per_s, ours.images_per_s, str(chosen)

@@ -106,6 +106,8 @@ train:
   checkpoint_minutes: 10.0
   keep_best: 0
   on_nan: stop
+  processes: 1
+  sync_batch_norm: false
   output_dir: outputs
 evaluate:
   top_k: 3

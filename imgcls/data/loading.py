@@ -29,18 +29,21 @@ _WORKER = "DataLoader worker"
 
 
 class Batch(NamedTuple):
-    """A batch: images (B, S, S, C) uint8, labels (B,) int64, and the seed of its randomness."""
+    """A batch: images (B, S, S, C) uint8, labels (B,) int64, the seed of its randomness, and of how many images it is
+    a part, where several processes share a batch. An evaluation's last batch may leave a process no image."""
 
     images: torch.Tensor
     labels: torch.Tensor
     seed: int
+    total: int
 
 
 class _Key(NamedTuple):
-    """What makes a batch: the seed of its randomness and its rows."""
+    """What makes a batch: the seed of its randomness, its rows, and how many images all processes' parts have."""
 
     seed: int
     rows: tuple[int, ...]
+    total: int
 
 
 class _Failed(NamedTuple):
@@ -57,9 +60,11 @@ class _BatchDataset(Dataset["Batch | _Failed"]):
             self._block = images
 
     def batch(self, key: _Key) -> Batch:
-        labels = torch.from_numpy(self._labels[list(key.rows)])
-        if self._block is not None:
-            return Batch(torch.from_numpy(self._block.gather(key.rows)), labels, key.seed)
+        labels = torch.from_numpy(self._labels[np.asarray(key.rows, np.int64)])
+        if self._block is not None and key.rows:
+            return Batch(torch.from_numpy(self._block.gather(key.rows)), labels, key.seed, key.total)
+        if not key.rows:
+            return Batch(_empty(0, 0, 0, 0), labels, key.seed, key.total)
         self._pipeline.seed(key.seed)
         first = self._pipeline(self._images[key.rows[0]])
         images = _empty(len(key.rows), *first.shape)
@@ -68,7 +73,7 @@ class _BatchDataset(Dataset["Batch | _Failed"]):
         pixels[0] = first
         for k, row in enumerate(key.rows[1:], 1):
             pixels[k] = self._pipeline(self._images[row])
-        return Batch(images, labels, key.seed)
+        return Batch(images, labels, key.seed, key.total)
 
     def __getitem__(self, key: _Key) -> Batch | _Failed:
         try:
@@ -87,20 +92,36 @@ def _empty(*shape: int) -> torch.Tensor:
     return shared
 
 
+def part_of(count: int, *, rank: int, processes: int) -> slice:
+    """Which of a batch's images are one process's: one stretch, no longer than another's by more than one."""
+    each, more = divmod(count, processes)
+    begin = rank * each + min(rank, more)
+    return slice(begin, begin + each + (rank < more))
+
+
 class _EpochKeys(Sampler[_Key]):
     """The keys of one epoch's batches; the loader sets `epoch` and `start` before each."""
 
     def __init__(
-        self, count: int, *, batch_size: int, seed: int, shuffle: bool, chances: npt.NDArray[np.float64] | None
+        self,
+        count: int,
+        *,
+        batch_size: int,
+        seed: int,
+        shuffle: bool,
+        chances: npt.NDArray[np.float64] | None,
+        rank: int,
+        processes: int,
     ) -> None:
         self._count, self._batch_size, self._seed, self._shuffle = count, batch_size, seed, shuffle
+        self._rank, self._processes = rank, processes
         self._chances = None if chances is None else chances / chances.sum()
         self.epoch = self.start = 0
 
     def __len__(self) -> int:
-        # A last training batch of one image would break batch normalisation, so it waits for another epoch.
+        # A last training batch of one image for a process would break batch normalisation; it waits for another epoch.
         whole, rest = divmod(self._count, self._batch_size)
-        return whole + (rest > (1 if self._shuffle and whole else 0))
+        return whole + (rest >= (2 * self._processes if self._shuffle and whole else 1))
 
     def __iter__(self) -> Iterator[_Key]:
         return self.of(self.epoch, self.start)
@@ -115,8 +136,11 @@ class _EpochKeys(Sampler[_Key]):
             order = generator.permutation(self._count)
         for batch in range(start, len(self)):
             rows = order[batch * self._batch_size : (batch + 1) * self._batch_size]
-            seed = int(np.random.SeedSequence([self._seed, epoch, batch]).generate_state(1)[0])
-            yield _Key(seed, tuple(int(row) for row in rows))
+            # The first process has the seed of one alone.
+            sources = [self._seed, epoch, batch] + [self._rank] * (self._rank > 0)
+            seed = int(np.random.SeedSequence(sources).generate_state(1)[0])
+            part = rows[part_of(len(rows), rank=self._rank, processes=self._processes)]
+            yield _Key(seed, tuple(int(row) for row in part), len(rows))
 
 
 class Loader:
@@ -126,13 +150,16 @@ class Loader:
         images: the images.
         labels: (N,) their labels.
         pipeline: applied to each image; must give images of one size.
-        batch_size: images a batch; the last batch may be smaller.
+        batch_size: images a batch, of all processes together; the last batch may be smaller.
         seed: seed of the order and of the pipeline.
         shuffle: True for training: another order each epoch.
         chances: (N,) for training: an epoch draws N images with replacement, each in proportion to its chance.
         num_workers: processes that make batches; 0 makes them in this one.
         prefetch: batches that each process makes ahead.
         pin_memory: page-lock the batches for asynchronous copies to a GPU.
+        rank: which of the processes that share each batch this is. The order is the same in all, and the randomness of
+            a part depends on (seed, epoch, batch, rank).
+        processes: how many they are; a training batch must have two images at least for each.
 
     Attributes:
         num_images: the images of an epoch.
@@ -153,10 +180,20 @@ class Loader:
         num_workers: int = 0,
         prefetch: int = 2,
         pin_memory: bool = False,
+        rank: int = 0,
+        processes: int = 1,
     ) -> None:
         self.num_images, self.num_workers = len(images), num_workers
         self.decodes = isinstance(images, DecodedImages)
-        self._keys = _EpochKeys(len(images), batch_size=batch_size, seed=seed, shuffle=shuffle, chances=chances)
+        self._keys = _EpochKeys(
+            len(images),
+            batch_size=batch_size,
+            seed=seed,
+            shuffle=shuffle,
+            chances=chances,
+            rank=rank,
+            processes=processes,
+        )
         self._dataset = _BatchDataset(images, labels, pipeline)
         self._pin_memory = pin_memory
         self._loader: DataLoader[Batch | _Failed] | None = None
@@ -263,15 +300,15 @@ def _init_worker(_worker: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
-def resolve_num_workers(asked: int | Literal["auto"], *, device: str) -> int:
-    """Worker processes: as asked, or what suits the cores that this process may use.
+def resolve_num_workers(asked: int | Literal["auto"], *, device: str, processes: int = 1) -> int:
+    """Worker processes: as asked, or what suits the cores that this process may use, beside others like it.
 
     `auto` beside a GPU is one less than there are, 8 at most. On a CPU the network itself keeps the cores busy, so a
     worker pays only where one in eight can be spared: none below 16 cores, and 4 at most.
     """
     if asked != "auto":
         return asked
-    cores = num_cores()
+    cores = num_cores() // processes
     if device == "cpu":
         return 0 if cores < 16 else min(4, cores // 8)
     return min(8, max(1, cores - 1))

@@ -26,6 +26,11 @@ class Console:
         self._begin, self._done = time.monotonic(), 0
 
     @property
+    def is_quiet(self) -> bool:
+        """Whether nothing is printed."""
+        return self._quiet
+
+    @property
     def shows_bars(self) -> bool:
         """Whether there is a terminal to draw progress on."""
         return self._terminal

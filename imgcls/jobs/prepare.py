@@ -1,5 +1,6 @@
 """From a recipe to data, batches and a network, before there is a run: what every job that trains begins with."""
 
+import json
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -38,6 +39,7 @@ from imgcls.training.choose import Choice, choose_plan
 from imgcls.training.fit import check_training, seed_all
 from imgcls.training.measure import Job
 from imgcls.training.plan import Plan, resolve_device
+from imgcls.training.processes import ALONE, Group, check_shares
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,7 @@ class Prepared:
         preprocessing: what happens to every image.
         train: training batches.
         val: validation batches.
+        whole_val: the same, not shared with other processes.
         model: the network, on the CPU.
         class_weights: (C,) weight of each class.
         report: what the check of the data found; None where there was none.
@@ -68,6 +71,7 @@ class Prepared:
     preprocessing: Preprocessing
     train: Loader
     val: Loader
+    whole_val: Loader
     model: StagedModel
     class_weights: npt.NDArray[np.float64]
     report: Report | None
@@ -75,7 +79,40 @@ class Prepared:
     architecture: pd.DataFrame
 
 
-def prepare(resolved: Resolved, console: Console, *, plan: Plan | None = None) -> Prepared:
+def prepare_together(resolved: Resolved, console: Console, group: Group, *, plan: Plan | None = None) -> Prepared:
+    """`prepare` in every process of a group: in the first one before the others, which then find what it has decoded.
+
+    Raises:
+        UserError: in the first process where that failed: what `prepare` raises; or the others see other data.
+        SystemExit: 2, where another process failed.
+    """
+    if group.size == 1:
+        return prepare(resolved, console, plan=plan)
+    if not group.is_first:
+        if group.wait_for("prepared") != "ok":
+            raise SystemExit(2)
+        plan = Plan(**json.loads(group.wait_for("plan")))  # what one has measured counts for all
+    try:
+        prepared = group.agree(lambda: prepare(resolved, console, group, plan=plan)) if not group.is_first else None
+        if prepared is None:
+            mine = prepare(resolved, console, group, plan=plan)
+            group.announce("plan", json.dumps(mine.plan.as_dict()))
+            group.announce("prepared")
+            prepared = group.agree(lambda: mine)
+    except UserError as error:
+        if group.is_first:
+            group.announce("prepared", str(error))
+        raise
+    digests = group.gather(prepared.manifest.digest)
+    if len(set(digests)) > 1 and group.is_first:
+        raise UserError(
+            f"the {group.size} processes see different data (digests {', '.join(digests)}); expected the same files "
+            "everywhere. Give all machines the same folder."
+        )
+    return prepared
+
+
+def prepare(resolved: Resolved, console: Console, group: Group = ALONE, *, plan: Plan | None = None) -> Prepared:
     """All of a training but the run; with this plan, or the machine's.
 
     Raises:
@@ -85,6 +122,12 @@ def prepare(resolved: Resolved, console: Console, *, plan: Plan | None = None) -
     for notice in resolved.notices:
         console.say(f"note: {notice}")
     device = plan.device if plan is not None else resolve_device(recipe.train.device, recipe.train.plan)
+    check_shares(
+        group.size,
+        batch_size=recipe.train.batch_size,
+        sync_batch_norm=recipe.train.sync_batch_norm,
+        on_gpu=device == "cuda",
+    )
     recipe, pretrained = _with_weights(recipe, console)
     manifest = scan(recipe.data, progress=console.count)
     if recipe.data.on_bad_image == "skip":
@@ -92,7 +135,8 @@ def prepare(resolved: Resolved, console: Console, *, plan: Plan | None = None) -
     manifest = split_data(manifest, recipe.data)
     for notice in manifest.notices:
         console.say(f"note: {notice}")
-    report = _check(manifest, recipe, console)
+    _enough_for_each(manifest, group)
+    report = _check(manifest, recipe, console) if group.is_first else None
     size = resolve_image_size(recipe.augment, manifest.part("train"))
     recipe = recipe.replace({"augment.image_size": size})
     seed_all(recipe.train.seed)
@@ -111,38 +155,59 @@ def prepare(resolved: Resolved, console: Console, *, plan: Plan | None = None) -
     random_steps = training_pipeline(recipe.augment, size=size, channels=channels, mean=steps.mean)
     weights = _class_weights(manifest, recipe)
     chances = weights[manifest.part("train").labels] if recipe.data.balance == "oversample" else None
-    train_loader = _loader("train", images["train"], random_steps, manifest, recipe, device, chances)
-    val_loader = _loader("val", images["val"], evaluation_pipeline(size, steps.eval_crop), manifest, recipe, device)
-    choice = (
-        Choice(plan)
-        if plan is not None
-        else _plan(model, recipe, device, train_loader, steps, num_classes=len(manifest.classes))
-    )
+    train_loader = _loader("train", images["train"], random_steps, manifest, recipe, device, group, chances)
+    fixed_steps = evaluation_pipeline(size, steps.eval_crop)
+    whole_val = val_loader = _loader("val", images["val"], fixed_steps, manifest, recipe, device, ALONE)
+    if group.size > 1:
+        val_loader = _loader("val", images["val"], fixed_steps, manifest, recipe, device, group)
+    num_classes = len(manifest.classes)
+    choice = Choice(plan) if plan else _plan(model, recipe, device, train_loader, steps, group, num_classes=num_classes)
     plan = choice.plan
     recipe = recipe.replace({"train.plan": plan.as_config()})
     counts = ", ".join(f"{name} {count:,}" for name, count in manifest.counts().items())
     console.say(
         f"{len(manifest):,} images of {len(manifest.classes):,} classes ({counts}) at {size} px; "
         f"{recipe.model.family} with {_parameters(model, architecture)} on {plan}"
+        f"{f' in {group.size} processes' if group.size > 1 else ''}"
     )
     for line in choice.lines:
         console.say(line)
+    _tell_skipped(manifest, console)
+    if loaded is not None:
+        console.say(loaded.summary)
+    measured = pd.DataFrame([asdict(row) for row in choice.rows])
+    return Prepared(
+        resolved, recipe, plan, measured, manifest, steps, train_loader, val_loader, whole_val, model, weights,
+        report, loaded, architecture,
+    )  # fmt: skip
+
+
+def _enough_for_each(manifest: Manifest, group: Group) -> None:
+    num_train = manifest.counts()["train"]
+    if group.size > 1 and num_train < 2 * group.size:
+        raise UserError(
+            f"there are {num_train} training images for {group.size} processes; expected two at least for each. Lower "
+            "train.processes."
+        )
+
+
+def _tell_skipped(manifest: Manifest, console: Console) -> None:
     files = [item for item in manifest.skipped if item.num_files]
     if files:
         first = ", ".join(f"{item.path} ({item.reason})" for item in files[:3])
         count = sum(item.num_files for item in files)
         console.say(f"skipped {count:,} file{'s' * (count != 1)}: {first}{', …' * (len(files) > 3)}")
-    if loaded is not None:
-        console.say(loaded.summary)
-    measured = pd.DataFrame([asdict(row) for row in choice.rows])
-    return Prepared(
-        resolved, recipe, plan, measured, manifest, steps, train_loader, val_loader, model, weights, report, loaded,
-        architecture,
-    )  # fmt: skip
 
 
 def _plan(
-    model: StagedModel, recipe: Recipe, device: str, train: Loader, steps: Preprocessing, *, num_classes: int
+    model: StagedModel,
+    recipe: Recipe,
+    device: str,
+    train: Loader,
+    steps: Preprocessing,
+    group: Group,
+    *,
+    num_classes: int,
 ) -> Choice:
     """The execution plan, measured on copies of the model where that pays."""
     job = Job(
@@ -150,7 +215,7 @@ def _plan(
         optim=recipe.optim,
         preprocessing=steps,
         image_size=steps.image_size,
-        batch_size=min(recipe.train.batch_size, train.num_images),
+        batch_size=min(recipe.train.batch_size, train.num_images) // group.size,
         num_classes=num_classes,
         num_steps=recipe.train.epochs * len(train),
         num_compiles=1 + len(recipe.train.unfreeze),
@@ -239,10 +304,11 @@ def _loader(
     manifest: Manifest,
     recipe: Recipe,
     device: str,
+    group: Group,
     chances: npt.NDArray[np.float64] | None = None,
 ) -> Loader:
     assert recipe.augment.image_size != "auto"
-    num_workers = resolve_num_workers(recipe.data.num_workers, device=device)
+    num_workers = resolve_num_workers(recipe.data.num_workers, device=device, processes=group.size)
     batch_bytes = recipe.train.batch_size * recipe.augment.image_size**2 * recipe.data.channels
     return Loader(
         images,
@@ -255,6 +321,8 @@ def _loader(
         num_workers=num_workers,
         prefetch=resolve_prefetch(recipe.data.prefetch, num_workers=num_workers, batch_bytes=batch_bytes),
         pin_memory=device == "cuda",
+        rank=group.rank,
+        processes=group.size,
     )
 
 

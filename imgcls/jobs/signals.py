@@ -46,10 +46,12 @@ class Signals:
 
     Args:
         ends_process: the process ends with the job, so that after a stop its handlers stay to the end.
+        quiet: say nothing of a stop, where another process does.
     """
 
-    def __init__(self, *, ends_process: bool = False) -> None:
+    def __init__(self, *, ends_process: bool = False, quiet: bool = False) -> None:
         self.requested: int | None = None
+        self.quiet = quiet
         self._ends_process = ends_process
         self._counts: Counter[int] = Counter()
         self._deferred = self._held = self._finishing = self._shielded = False
@@ -182,6 +184,8 @@ class Signals:
             return
         self.requested = number
         if again == 1 and self._deferred:
+            if self.quiet:
+                return
             name = signal.Signals(number).name
             # The process's own standard error: what stands in for it in a notebook may have no number.
             os.write(2, f"\nimgcls: {name}: stopping after this batch; again to end at once\n".encode())

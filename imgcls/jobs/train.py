@@ -1,39 +1,47 @@
 """The verb `train`: from a recipe to a complete MLflow run with a model in it."""
 
-import json
+import os
 import secrets
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pandas as pd
-
 from imgcls.data.balance import LOSS_BALANCES
 from imgcls.errors import UserError
-from imgcls.evaluation import plots
-from imgcls.evaluation.metrics import confusion_matrix, per_class_table, summary
 from imgcls.inference.classifier import Classifier
-from imgcls.inference.predict import predict
-from imgcls.jobs import data_preview
 from imgcls.jobs import resume as resuming
+from imgcls.jobs import train_log
 from imgcls.jobs.console import Console
-from imgcls.jobs.prepare import Prepared, prepare
-from imgcls.jobs.record import before_run, common_tags, log_data, report_end, within_run
+from imgcls.jobs.launch import handover, run_processes
+from imgcls.jobs.prepare import Prepared, prepare_together
+from imgcls.jobs.record import before_run, common_tags, reason_of, report_end, within_run
+from imgcls.jobs.resume import Resumption
 from imgcls.jobs.signals import Signals, Stopped
-from imgcls.jobs.surroundings import environment
 from imgcls.models.family import StagedModel, num_parameters
 from imgcls.models.freezing import in_words
 from imgcls.recipe import Recipe, Resolved, resolve
 from imgcls.tables import History, Predictions, Row
 from imgcls.tracking import run as tracking
 from imgcls.tracking.resume import interrupted
-from imgcls.tracking.run import TrackedRun
+from imgcls.tracking.run import TrackedRun, end_for
 from imgcls.training.checkpoint import Checkpoint
-from imgcls.training.fit import fit
-from imgcls.training.keeper import BEST, LAST, REWIND, best_row
+from imgcls.training.fit import TrainConfig, fit
+from imgcls.training.keeper import LAST, best_row
+from imgcls.training.loop import Step
 from imgcls.training.mixing import build_mixing
+from imgcls.training.plan import resolve_device
+from imgcls.training.processes import (
+    ALONE,
+    Ballot,
+    Group,
+    OthersGone,
+    check_shares,
+    is_joined,
+    join,
+    resolve_processes,
+)
 
 SHOWS = "curves, tables and the model"
 RECIPE_AND_RESUME = "found the recipe {!r} beside a run to go on with, which has its own. Leave the recipe out."
@@ -104,16 +112,136 @@ def train(
         raise KeyboardInterrupt(str(stopped)) from stopped
 
 
-def run_training(resolved: Resolved, console: Console, signals: Signals) -> TrainResult:
-    """`train` with its surroundings given."""
+def run_training(
+    resolved: Resolved,
+    console: Console,
+    signals: Signals,
+    *,
+    resumption: Resumption | None = None,
+    on_run: Callable[[TrackedRun], None] = lambda _run: None,
+) -> TrainResult:
+    """`train` with its surroundings given.
+
+    Args:
+        resolved: the recipe.
+        console: where to tell of it.
+        signals: how it is asked to end.
+        resumption: the run to go on with, whose recipe it is; None for a new run.
+        on_run: gets the run as soon as there is one.
+
+    Raises:
+        SystemExit: 0, at the end of a training by several processes, in all but the first.
+    """
+    config = resolved.recipe.train
     with before_run(console):
-        prepared = prepare(resolved, console)
-        output_dir = Path(prepared.recipe.train.output_dir)
-        for run_id in interrupted(output_dir)[-1:]:
-            console.say(f"note: the run {run_id} was interrupted; to go on with it: imgcls train --resume {run_id}")
+        processes = resolve_processes(config.processes, device=config.device)
+        if not is_joined() and processes > 1:
+            return _train_in_processes(processes, resolved, console, signals, resumption)
+    if not is_joined():
+        result = _train_in(ALONE, resolved, console, signals, resumption, on_run)
+    else:
+        if os.environ["RANK"] != "0":  # the first one tracks, and tells
+            os.environ.pop("MLFLOW_RUN_ID", None)
+            console, signals.quiet = Console(quiet=True), True
+        with before_run(console), _joined(config) as group:
+            result = _train_in(group, resolved, console, signals, resumption, on_run)
+    if result is None:
+        raise SystemExit(0)
+    return result
+
+
+def _joined(config: TrainConfig) -> AbstractContextManager[Group]:
+    """The processes that torchrun or a scheduler started."""
+    started, asked = os.environ["WORLD_SIZE"], str(config.processes)
+    if asked not in ("1", "auto", started):
+        raise UserError(
+            f"train.processes is {asked}, but {started} were started (WORLD_SIZE). Set train.processes to auto or "
+            f"{started}, or start {asked}."
+        )
+    return join(on_gpu=resolve_device(config.device, config.plan) == "cuda")
+
+
+def _train_in_processes(
+    processes: int, resolved: Resolved, console: Console, signals: Signals, resumption: Resumption | None
+) -> TrainResult:
+    """Train in processes of their own, started here."""
+    config = resolved.recipe.train
+    on_gpu = resolve_device(config.device, config.plan) == "cuda"
+    check_shares(processes, batch_size=config.batch_size, sync_batch_norm=config.sync_batch_norm, on_gpu=on_gpu)
+    with handover() as between:
+        try:
+            run_processes(between, processes, resolved, resumption, signals, quiet=console.is_quiet)
+        except (Exception, Stopped) as error:
+            if between.take("result") is None:  # else it was done, and only its end was not as it should be
+                _end_run(between.take("run"), error, console)
+                raise
+        classifier = Classifier.load(between.folder / "classifier")
+        return TrainResult(**between.take("result"), classifier=classifier, module=classifier.module)
+
+
+def _end_run(found: tuple[str, Path] | None, error: Exception | Stopped, console: Console) -> None:
+    """End the run that processes left behind, and see to it that it tells the reason of the one that failed first."""
+    if found is None:
+        return
+    if isinstance(error, Stopped):
+        run, headline = end_for(*found, "KILLED", str(error)), f"{error}; the run is KILLED"
+    else:
+        run, headline = end_for(*found, "FAILED", reason_of(error)), "the run is FAILED"
+    if run is not None:
+        report_end(run, console, headline, shows=SHOWS)
+
+
+def _train_in(
+    group: Group,
+    resolved: Resolved,
+    console: Console,
+    signals: Signals,
+    resumption: Resumption | None,
+    on_run: Callable[[TrackedRun], None],
+) -> TrainResult | None:
+    """Train as one of the processes of a group; None in all but the first."""
+    with before_run(console):
+        prepared = prepare_together(resolved, console, group, plan=None if resumption is None else resumption.plan)
+        checkpoint = None if resumption is None else resumption.checkpoint
+        if not group.is_first:
+            _follow(prepared, signals, group, checkpoint)
+            return None
+        run = group.agree(lambda: _begin(prepared, console, signals, resumption))
+        on_run(run)
+    try:
+        return _tracked(run, prepared, console, signals, group, checkpoint)
+    finally:
+        group.announce("ended")
+
+
+def _begin(prepared: Prepared, console: Console, signals: Signals, resumption: Resumption | None) -> TrackedRun:
+    """The run: a new one, or the one to go on with."""
+    if resumption is not None:
+        resuming.check(resumption, prepared, console)
         signals.hold()
-        run = tracking.start(output_dir, name=_run_name(prepared), tags=_tags(prepared))
-    return _run(run, prepared, console, signals)
+        run = resumption.reattach()
+        done = resumption.checkpoint
+        console.say(f"going on with the run {run.run_id} after epoch {done.epoch} and {done.batch} batches")
+        return run
+    output_dir = Path(prepared.recipe.train.output_dir)
+    for run_id in interrupted(output_dir)[-1:]:
+        console.say(f"note: the run {run_id} was interrupted; to go on with it: imgcls train --resume {run_id}")
+    signals.hold()
+    return tracking.start(output_dir, name=_run_name(prepared), tags=_tags(prepared))
+
+
+def _follow(prepared: Prepared, signals: Signals, group: Group, checkpoint: Checkpoint | None) -> None:
+    """Train along with the first process, which tracks, and end after it."""
+    group.agree(lambda: None)
+    ballot = Ballot(group, lambda: signals.requested or 0)
+    with signals.deferred(), prepared.plan.threaded():
+        for _ in _rows(prepared, ballot, group, checkpoint):
+            pass
+        with suppress(OthersGone):  # it has ended then, too
+            group.wait_for("ended")
+    if ballot.signum:
+        raise Stopped(ballot.signum)
+    signals.raise_if_requested()
 
 
 def resume_training(
@@ -124,20 +252,19 @@ def resume_training(
     overrides: Mapping[str, Any] | None = None,
     texts: Mapping[str, str] | None = None,
 ) -> TrainResult:
-    """`train(resume=target)` with its surroundings given."""
+    """`train(resume=target)` with its surroundings given; see `run_training`."""
     with before_run(console):
         resumption = resuming.find(target, overrides, texts=texts)
-        prepared = prepare(resumption.resolved, console, plan=resumption.plan)
-        resuming.check(resumption, prepared, console)
-        signals.hold()
-        run = resumption.reattach()
-    checkpoint = resumption.checkpoint
-    console.say(f"going on with the run {run.run_id} after epoch {checkpoint.epoch} and {checkpoint.batch} batches")
-    return _run(run, prepared, console, signals, checkpoint)
+    return run_training(resumption.resolved, console, signals, resumption=resumption)
 
 
-def _run(
-    run: TrackedRun, prepared: Prepared, console: Console, signals: Signals, checkpoint: Checkpoint | None = None
+def _tracked(
+    run: TrackedRun,
+    prepared: Prepared,
+    console: Console,
+    signals: Signals,
+    group: Group,
+    checkpoint: Checkpoint | None,
 ) -> TrainResult:
     """All that happens within the run, from its beginning or from the checkpoint on."""
     with (
@@ -146,15 +273,15 @@ def _run(
             console,
             signals,
             shows=SHOWS,
-            rescue=lambda: _log_checkpoints(run),
+            rescue=lambda: train_log.log_checkpoints(run),
             can_resume=lambda: run.file(f"checkpoints/{LAST}").exists(),
         ),
         tracking.system_metrics(run),
     ):
         if checkpoint is None:
-            _describe(run, prepared)
-        history = _train(run, prepared, console, signals, checkpoint)
-        predictions, classifier = _conclude(run, prepared, history, console)
+            train_log.describe(run, prepared)
+        history = _train(run, prepared, console, signals, group, checkpoint)
+        predictions, classifier = train_log.conclude(run, prepared, history, console)
     result = TrainResult(
         run_id=run.run_id,
         experiment_id=run.experiment_id,
@@ -176,52 +303,49 @@ def _run(
     return result
 
 
-def _describe(run: TrackedRun, prepared: Prepared) -> None:
-    """Log what is known before the first epoch."""
-    recipe, manifest = prepared.recipe, prepared.manifest
-    run.log_params(recipe.flat())
-    run.log_text(
-        f"# The resolved recipe of the MLflow run {run.run_id}.\n# Repeat it with: imgcls train recipe.yaml\n"
-        + recipe.to_yaml(),
-        "recipe.yaml",
-    )
-    run.log_text(environment(), "environment.txt")
-    log_data(run, recipe.data, manifest, context="training")
-    columns = ["id", "label", "split", "group", "content"]
-    table = manifest.frame[columns].assign(label=[manifest.classes[k] for k in manifest.labels])
-    run.log_text(table.to_csv(index=False), "tables/split.csv")
-    if recipe.data.balance != "none":
-        counts = np.bincount(manifest.part("train").labels, minlength=len(manifest.classes))
-        weights = {"class": manifest.classes, "train_images": counts, "weight": prepared.class_weights}
-        run.log_text(pd.DataFrame(weights).to_csv(index=False), "tables/class_weights.csv")
-    if manifest.skipped:
-        lines = [json.dumps({"path": item.path, "reason": item.reason}) for item in manifest.skipped]
-        run.log_text("\n".join(lines) + "\n", "tables/skipped.jsonl")
-    data_preview.draw(recipe, manifest, run.file("plots/augmentation.png"))
-    run.log_file("plots/augmentation.png")
-    if manifest.notices:
-        run.log_text("\n".join(manifest.notices) + "\n", "tables/notices.txt")
-    if prepared.weights is not None:
-        table = pd.DataFrame([asdict(row) for row in prepared.weights.rows])
-        table["shape"] = ["x".join(str(side) for side in row.shape) for row in prepared.weights.rows]
-        run.log_text(table.to_csv(index=False), "tables/weights.csv")
-    if prepared.report is not None:
-        run.log_text(json.dumps(prepared.report.to_dict(), ensure_ascii=False), "tables/data_check.json")
-    if len(prepared.measured):
-        run.log_text(prepared.measured.to_csv(index=False), "tables/plan.csv")
-    table = prepared.architecture
-    run.log_text(table.to_csv(index=False), "tables/model.csv")
-    run.log_metrics(
-        {
-            "model/parameters": int(table["parameters"].sum()),
-            "model/trainable_parameters": int(table["trainable"].sum()),
-            "model/macs": int(table["macs"].sum()),
-        }
+def _rows(
+    prepared: Prepared,
+    stop: Callable[[], bool],
+    group: Group,
+    checkpoint: Checkpoint | None,
+    *,
+    checkpoints: Path = Path(),
+    on_step: Callable[[Step], None] = lambda _step: None,
+    on_thaw: Callable[[int], None] = lambda _epoch: None,
+    on_save: Callable[[], None] = lambda: None,
+    on_note: Callable[[str], None] = lambda _text: None,
+) -> Iterator[Row]:
+    """The training itself, the same in every process; files and calls are the first one's."""
+    recipe = prepared.recipe
+    return fit(
+        prepared.model,
+        prepared.train,
+        prepared.val,
+        config=recipe.train,
+        optim=recipe.optim,
+        preprocessing=prepared.preprocessing,
+        plan=prepared.plan,
+        checkpoints=checkpoints,
+        class_weights=prepared.class_weights if recipe.data.balance in LOSS_BALANCES else None,
+        mixing=build_mixing(recipe.augment, num_classes=len(prepared.manifest.classes)),
+        group=group,
+        stop=stop,
+        on_step=on_step,
+        on_thaw=on_thaw,
+        on_save=on_save,
+        on_note=on_note,
+        resume=checkpoint,
+        about=resuming.about(prepared),
     )
 
 
 def _train(
-    run: TrackedRun, prepared: Prepared, console: Console, signals: Signals, checkpoint: Checkpoint | None
+    run: TrackedRun,
+    prepared: Prepared,
+    console: Console,
+    signals: Signals,
+    group: Group,
+    checkpoint: Checkpoint | None,
 ) -> History:
     recipe, epochs = prepared.recipe, prepared.recipe.train.epochs
     checkpoints = run.file(f"checkpoints/{LAST}").parent
@@ -236,33 +360,25 @@ def _train(
             f"{in_words(prepared.model.stage_names, prepared.model.freeze_depth)}"
         )
 
+    ballot = Ballot(group, lambda: signals.requested or 0)
     for row in history.rows:  # the process may have been killed between the checkpoint and the record
-        run.log_metrics(_metrics(row), step=int(row["epoch"]))
+        run.log_metrics(train_log.metrics(row), step=int(row["epoch"]))
     console.begin_training(done=len(history.rows))
     with signals.deferred(), prepared.plan.threaded():
-        for row in fit(
-            prepared.model,
-            prepared.train,
-            prepared.val,
-            config=recipe.train,
-            optim=recipe.optim,
-            preprocessing=prepared.preprocessing,
-            plan=prepared.plan,
+        for row in _rows(
+            prepared, ballot, group, checkpoint,
             checkpoints=checkpoints,
-            class_weights=prepared.class_weights if recipe.data.balance in LOSS_BALANCES else None,
-            mixing=build_mixing(recipe.augment, num_classes=len(prepared.manifest.classes)),
-            stop=signals.stop,
             on_step=lambda step: console.step(step, epochs=epochs),
             on_thaw=on_thaw,
             on_save=uploads.now_and_then,
             on_note=console.say,
-            resume=checkpoint,
-            about=resuming.about(prepared),
-        ):
+        ):  # fmt: skip
             history.rows.append(row)
-            run.log_metrics(_metrics(row), step=int(row["epoch"]))
+            run.log_metrics(train_log.metrics(row), step=int(row["epoch"]))
             console.row(row, epochs=epochs)
     console.clear()
+    if ballot.signum:
+        raise Stopped(ballot.signum)
     signals.raise_if_requested()
     best = best_row(history, recipe.train.monitor)
     run.log_metrics(
@@ -274,62 +390,6 @@ def _train(
         }
     )
     return history
-
-
-def _metrics(row: Row) -> dict[str, float]:
-    """A history row under the names of the MLflow metrics."""
-    renamed = {"seconds": "speed/epoch_s", "images_per_s": "speed/images_per_s"}
-    return {renamed.get(name, name): value for name, value in row.items() if name != "epoch"}
-
-
-def _conclude(
-    run: TrackedRun, prepared: Prepared, history: History, console: Console
-) -> tuple[Predictions, Classifier]:
-    """Log what follows from the best weights: predictions, tables, figures, checkpoints, the model."""
-    recipe, manifest, model = prepared.recipe, prepared.manifest, prepared.model
-    model.load_state_dict(Checkpoint.load(run.file(f"checkpoints/{BEST}")).model)
-    predictions = predict(
-        model,
-        prepared.val,
-        manifest.part("val"),
-        preprocessing=prepared.preprocessing,
-        device=prepared.plan.device,
-        split="val",
-    )
-    predictions.to_parquet(run.file("predictions/val.parquet"))
-    run.log_file("predictions/val.parquet")
-    figures = summary(predictions, top_k=recipe.evaluate.top_k)
-    run.log_metrics({f"best/val_{name}": value for name, value in figures.items() if name.startswith("top")})
-    run.log_text(history.to_json(), "history.json")
-    run.log_text(per_class_table(predictions).to_csv(index=False), "tables/per_class_val.csv")
-    best = best_row(history, recipe.train.monitor)
-    plots.save(plots.curves(history, best_epoch=int(best["epoch"])), run.file("plots/curves.png"))
-    counts = confusion_matrix(predictions.labels, predictions.predicted, len(manifest.classes))
-    title = f"Validation, epoch {best['epoch']:.0f}: {figures['acc']:.1%} of {len(predictions.ids):,} images right"
-    plots.save(plots.confusion(counts, manifest.classes, title=title), run.file("plots/confusion_val.png"))
-    run.log_file("plots/curves.png")
-    run.log_file("plots/confusion_val.png")
-    _log_checkpoints(run)
-    classifier = Classifier(
-        model.to("cpu").eval(),
-        recipe.model,
-        prepared.preprocessing,
-        manifest.classes,
-        min(recipe.evaluate.top_k, len(manifest.classes)),
-    )
-    classifier.save(run.folder / "classifier")
-    console.say("logging the model …")
-    run.log_model("classifier", top_k=classifier.top_k)
-    return predictions, classifier
-
-
-def _log_checkpoints(run: TrackedRun) -> None:
-    """Send all checkpoints, the newest last."""
-    folder = run.file(f"checkpoints/{LAST}").parent
-    names = [BEST, *sorted(path.name for path in folder.glob("epoch-*.pt")), REWIND, LAST]
-    for name in names:
-        if (folder / name).exists():
-            run.log_file(f"checkpoints/{name}")
 
 
 def _run_name(prepared: Prepared) -> str:

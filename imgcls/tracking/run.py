@@ -245,6 +245,35 @@ def start(output_dir: Path, *, name: str, tags: Mapping[str, str]) -> TrackedRun
     return run
 
 
+def end_for(run_id: str, folder: Path, status: Status, reason: str) -> TrackedRun | None:
+    """End the run of a job that was killed, with the checkpoints it left; or put right why it ended.
+
+    Args:
+        run_id: the run.
+        folder: its work folder.
+        status: how the job ended.
+        reason: why; it replaces what the job itself may have found out.
+
+    Returns:
+        The run where it was still open, ended now; None where the job ended it itself.
+    """
+    with contextlib.suppress(Exception):  # the store may be what failed; the error itself is on its way
+        store = connect()
+        found = store.client.get_run(run_id)
+        if found.info.status == "RUNNING" and not (folder / SPOOL).exists():
+            run = TrackedRun(store, run_id, folder)
+            for path in sorted((folder / "artifacts" / "checkpoints").glob("*.pt")):
+                run.log_file(f"checkpoints/{path.name}")
+            run.finish(status, reason)
+            return run
+        if found.info.status in ("FAILED", "KILLED"):
+            for tag in set(_REASON_TAGS.values()) & set(found.data.tags):
+                store.client.delete_tag(run_id, tag)
+            store.client.set_tag(run_id, _REASON_TAGS[status], reason[:5000])
+            store.client.set_terminated(run_id, status)
+    return None
+
+
 def fail_attached_run(reason: str, *, status: Status = "FAILED") -> None:
     """Mark the run that `mlflow run` made for this process as FAILED or KILLED, with the reason, if it made one."""
     run_id = os.environ.pop("MLFLOW_RUN_ID", None)

@@ -191,7 +191,7 @@ def measurer(
             measure(2)
         repeats = -(-size // len(batch.labels))
         images = batch.images.repeat(repeats, 1, 1, 1)[:size]
-        larger = Batch(images, batch.labels.repeat(repeats)[:size], batch.seed)
+        larger = Batch(images, batch.labels.repeat(repeats)[:size], batch.seed, size)
         try:
             return _measured(model, larger, config, optim, preprocessing, plan)
         except (torch.OutOfMemoryError, MemoryError):

@@ -27,6 +27,7 @@ from imgcls.training.monitors import Monitor
 from imgcls.training.optim import OptimConfig
 from imgcls.training.optimizers import check_optimizer
 from imgcls.training.plan import Device, Plan, PlanConfig, PlanField
+from imgcls.training.processes import ALONE, Group
 from imgcls.training.trainer import Trainer
 
 
@@ -86,6 +87,12 @@ class TrainConfig(Section):
     before. skip: a step whose loss or gradient is not finite is left out; 10 in a row fail. It reads every step's
     loss, which holds up a GPU. rewind: back to the beginning of the epoch with half the learning rate, for the rest of
     the training; 5 times at most."""
+    processes: Annotated[int, Field(ge=1)] | Literal["auto"] = 1
+    """Processes on this machine that share each batch of `batch_size` images: on GPUs one for each, on a CPU with a
+    share of its cores each. auto is the number of GPUs, and 1 on a CPU. Where torchrun or a scheduler started the job,
+    as many as it started."""
+    sync_batch_norm: bool = False
+    """Batch normalisation over the images of all processes, on GPUs only, rather than of each by itself."""
     output_dir: str = "outputs"
     """Folder for checkpoints and for what waits to be sent; emptied of a run once all is in MLflow."""
 
@@ -159,6 +166,7 @@ def build_trainer(
     *,
     num_steps: int,
     batch_size: int,
+    group: Group = ALONE,
     on_note: Callable[[str], None] = lambda _text: None,
 ) -> Trainer:
     """The trainer that a recipe's sections ask for; see `Trainer`.
@@ -179,6 +187,7 @@ def build_trainer(
         averages=Averages(config.averaging, config.ema_decay, config.swa_start),
         micro_batch=_micro_batch(config),
         skips_nan=config.on_nan == "skip",
+        group=group,
         on_note=on_note,
     )
 
@@ -195,6 +204,7 @@ def fit(
     checkpoints: Path,
     class_weights: npt.NDArray[np.float64] | None = None,
     mixing: Mixing | None = None,
+    group: Group = ALONE,
     stop: Callable[[], bool] = lambda: False,
     on_step: Callable[[Step], None] = lambda _step: None,
     on_thaw: Callable[[int], None] = lambda _epoch: None,
@@ -222,6 +232,8 @@ def fit(
         checkpoints: the folder for checkpoints.
         class_weights: (C,) weigh the training loss, and so `train/loss`; `val/loss` is that of the images as they are.
         mixing: mixes the training images of a batch with each other.
+        group: the processes that train together. Each calls this with its part of the same batches and gets the same
+            rows; the first one's files are written, and `stop` must answer alike in all (see `Ballot`).
         stop: whether to end after the batch in work.
         on_step: told what a progress bar shows, after every batch.
         on_thaw: told the epoch that begins with fewer stages frozen than the one before.
@@ -234,13 +246,12 @@ def fit(
         UserError: the loss became infinite or not a number, a checkpoint cannot be written, `resume` is of another
             network, or the model cannot thaw as `config.unfreeze` asks.
     """
-    thaws: dict[int, int] = {}
-    if config.unfreeze:
-        assert isinstance(model, StagedModel)
-        thaws = thaw_schedule(config.unfreeze, model.stage_names, model.freeze_depth)
+    thaws = _thaws(model, config)
+    model = _synced(model) if config.sync_batch_norm and group.size > 1 else model
     trainer = build_trainer(
         model, config, optim, preprocessing, plan, class_weights, mixing,
-        num_steps=config.epochs * len(train), batch_size=min(config.batch_size, train.num_images), on_note=on_note,
+        num_steps=config.epochs * len(train), batch_size=min(config.batch_size, train.num_images) // group.size,
+        group=group, on_note=on_note,
     )  # fmt: skip
     keeper = Keeper(
         checkpoints,
@@ -250,11 +261,27 @@ def fit(
         rewinds=config.on_nan == "rewind",
     )
     rules = Rules(config.epochs, config.patience, config.monitor, config.on_nan, optim.lr)
-    loop = Loop(trainer, train, val, rules, plan, keeper, thaws, dict(about or {}))
+    loop = Loop(trainer, train, val, rules, plan, keeper, thaws, dict(about or {}), group)
     loop.stop, loop.on_step, loop.on_thaw, loop.on_save, loop.on_note = stop, on_step, on_thaw, on_save, on_note
-    if resume is None:
-        keeper.save(loop.checkpoint())  # from the first step on there is something to go on from
-    else:
+    if resume is not None:
         loop.restore(resume)
-        keeper.tidy(resume.rows)
+    if group.is_first:
+        if resume is None:
+            keeper.save(loop.checkpoint())  # from the first step on there is something to go on from
+        else:
+            keeper.tidy(resume.rows)
     yield from loop.rows()
+
+
+def _thaws(model: nn.Module, config: TrainConfig) -> dict[int, int]:
+    """epoch -> how many stages are frozen from then on."""
+    if not config.unfreeze:
+        return {}
+    assert isinstance(model, StagedModel)
+    return thaw_schedule(config.unfreeze, model.stage_names, model.freeze_depth)
+
+
+def _synced(model: nn.Module) -> nn.Module:
+    """The model with its batch normalisations made such as look at the images of all processes."""
+    convert: Callable[[nn.Module], nn.Module] = nn.SyncBatchNorm.convert_sync_batchnorm
+    return convert(model)

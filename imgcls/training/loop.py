@@ -12,6 +12,7 @@ from imgcls.tables import History, Row
 from imgcls.training.checkpoint import Checkpoint, generator_states, set_generator_states
 from imgcls.training.keeper import REWIND, Keeper, best_row
 from imgcls.training.plan import Plan
+from imgcls.training.processes import Group
 from imgcls.training.trainer import Totals, Trainer
 
 MOST_SKIPPED = 10
@@ -78,10 +79,11 @@ class Loop:
         keeper: Keeper,
         thaws: Mapping[int, int],
         about: dict[str, str],
+        group: Group,
     ) -> None:
         self._trainer, self._train, self._val = trainer, train, val
         self._rules, self._plan = rules, plan
-        self._keeper, self._thaws, self._about = keeper, thaws, about
+        self._keeper, self._thaws, self._about, self._group = keeper, thaws, about, group
         self._history = History()
         self._batch = 0
         self._totals = Totals(plan.device)
@@ -142,8 +144,8 @@ class Loop:
             if self.stop():
                 break
             self._step(batch, begin)
-            if self._keeper.is_due():
-                self._check_weights()
+            # Weights that are no numbers are told at the epoch's end, which all processes reach alike.
+            if self._group.is_first and self._keeper.is_due() and self._trainer.is_finite():
                 self._keeper.save(self.checkpoint())
                 self.on_save()
         self._seconds = time.perf_counter() - begin
@@ -153,20 +155,23 @@ class Loop:
             measured = trainer.evaluate(self._val, self.stop)
         self._check_weights()
         if measured is None:
-            self._keeper.save(self.checkpoint())
+            if self._group.is_first:
+                self._keeper.save(self.checkpoint())
             return None
         row = self._row(measured)
         row["seconds"] = time.perf_counter() - begin
+        row = self._group.from_first(row)
         self._history.rows.append(row)
         trainer.observe(row)
         self._begin_epoch()
-        self._keeper.save_epoch(self.checkpoint(), averaged=trainer.averaged_weights())
-        self.on_save()
+        if self._group.is_first:
+            self._keeper.save_epoch(self.checkpoint(), averaged=trainer.averaged_weights())
+            self.on_save()
         return row
 
     def _row(self, measured: Row) -> Row:
         """The row of the epoch in work, but for its seconds; see `History`."""
-        loss, acc = self._totals.means()
+        loss, acc, num_images = self._totals.over(self._group)
         row: Row = {"epoch": self._epoch, "train/loss": loss, "train/acc": acc, **measured, "lr": self._trainer.lr}
         row |= self._totals.grad_norm()
         if isinstance(self._trainer.model, StagedModel):
@@ -175,7 +180,7 @@ class Loop:
             row["train/skipped_steps"] = self._skipped
         if self._rules.on_nan == "rewind":
             row["train/lr_factor"] = self._trainer.lr_factor
-        row["images_per_s"] = self._totals.count / self._seconds
+        row["images_per_s"] = num_images / self._seconds
         return row
 
     def _begin_epoch(self) -> None:
@@ -191,7 +196,8 @@ class Loop:
             self._skip()
         else:
             self._in_a_row = 0
-        progress = _progress(self._epoch, self._batch, num_batches, self._totals, self._seconds, self._plan)
+        seconds = self._seconds / self._group.size  # of as many images as this process has counted
+        progress = _progress(self._epoch, self._batch, num_batches, self._totals, seconds, self._plan)
         if updated and progress.loss is not None and not math.isfinite(progress.loss):
             raise DivergedError(f"the training loss became {progress.loss} in epoch {self._epoch}")
         self.on_step(progress)
@@ -234,10 +240,14 @@ class Loop:
         if self._rewinds >= MOST_REWINDS:
             raise UserError(_advice(f"{found}, after {MOST_REWINDS} rewinds with lower learning rates", self._rules.lr))
         count = self._rewinds + 1
-        self.restore(Checkpoint.load(self._keeper.folder / REWIND))
+        first = self._group.is_first
+        self.restore(
+            self._group.from_first(Checkpoint.load(self._keeper.folder / REWIND) if first else self.checkpoint())
+        )
         self._rewinds = count
         self._trainer.lr_factor *= REWIND_FACTOR
-        self._keeper.save(self.checkpoint())
+        if first:
+            self._keeper.save(self.checkpoint())
         self.on_note(
             f"{found}; back to the beginning of the epoch with {self._trainer.lr_factor:g} of the schedule's "
             f"learning rate (rewind {count} of at most {MOST_REWINDS})"

@@ -227,7 +227,7 @@ class Bench:
             side, channels = self.job.image_size, self.job.preprocessing.channels
             images = torch.from_numpy(generator.integers(0, 256, (count, side, side, channels), dtype=np.uint8))
             labels = torch.from_numpy(generator.integers(0, self.job.num_classes, count))
-            self._batches[count] = Batch(images, labels, 0)
+            self._batches[count] = Batch(images, labels, 0, count)
         return self._batches[count]
 
 

@@ -31,6 +31,7 @@ from imgcls.training.optimizers import (
     set_momentum,
 )
 from imgcls.training.plan import Forward, Plan
+from imgcls.training.processes import ALONE, Group
 
 
 class Totals:
@@ -63,6 +64,12 @@ class Totals:
         """`train/grad_norm`, where gradients are clipped."""
         return {"train/grad_norm": self._norms.item() / self._num_norms} if self._num_norms else {}
 
+    def over(self, group: Group) -> tuple[float, float, int]:
+        """(loss, accuracy, number) of the images of all processes; NaN of none."""
+        sums = zip(*group.gather((self._loss.item(), self._hits.item(), self.count)), strict=True)
+        loss, hits, count = map(sum, sums)
+        return (loss / count, hits / count, int(count)) if count else (math.nan, math.nan, 0)
+
     def state_dict(self) -> dict[str, Any]:
         """The sums, for a checkpoint inside an epoch."""
         sums = {"loss": self._loss, "hits": self._hits, "norms": self._norms}
@@ -93,6 +100,7 @@ class Trainer:
         micro_batch: images that go through the network at a time, at most; None is a whole batch. What a step gives is
             that of the whole batch but for batch norm, whose statistics are those of each part.
         skips_nan: leave out an update whose loss or gradient is not finite; see `step`.
+        group: the processes that train together, each with its part of every batch.
         on_note: is told what is to be said about the training, such as that the memory does not hold a batch.
 
     Attributes:
@@ -118,10 +126,13 @@ class Trainer:
         averages: Averages | None = None,
         micro_batch: int | None = None,
         skips_nan: bool = False,
+        group: Group = ALONE,
         on_note: Callable[[str], None] = lambda _text: None,
     ) -> None:
         plan.place(model)
         self.model = model.train()
+        self._group = group
+        group.broadcast_model(model)
         self._optim, self._preprocessing, self._plan = optim, preprocessing, plan
         self._num_steps, self._steps = num_steps, 0
         self._optimizer = build_optimizer(optim, model)
@@ -153,11 +164,18 @@ class Trainer:
         """
         self._set_rates(steps_per_epoch, lr)
         self.model.train()
+        if self._group.size > 1:  # dropout: other masks in each process, and the same when the step is done again
+            torch.manual_seed(batch.seed)
         inputs, labels = self._inputs(batch)
         self._undo.remember()
+        total = self._loss.total(labels, self._weights)
+        divisor = total if self._group.size == 1 else batch.total
         loss, logits = self._micro.run(
-            len(labels), partial(self._add_gradients, inputs, labels), undo=self._undo_gradients
+            len(labels), partial(self._add_gradients, inputs, labels, divisor), undo=self._undo_gradients
         )
+        if self._group.size > 1:
+            share = torch.as_tensor(total / divisor, device=loss.device)
+            loss = self._group.average_gradients(self.model.parameters(), loss / share, share)
         self._steps += 1
         if self._skips_nan and not self._may_update(loss):
             self._undo_gradients()
@@ -218,27 +236,32 @@ class Trainer:
     @torch.no_grad()
     def evaluate(self, loader: Loader, stop: Callable[[], bool]) -> Row | None:
         """Loss, accuracy and macro F1 over a loader, of the averaged weights where there are any, or None where it was
-        stopped.
+        stopped. Where several processes share the batches, the figures are those of all images.
 
         Raises:
             UserError: the memory does not hold one image.
         """
         self.model.eval()
         totals = Totals(self._plan.device)
-        predicted, true = [], []
+        predicted, true = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
         num_classes = 0
         with self._averaging.applied():
+            self._group.broadcast_model(self.model, buffers_only=True)
             for batch in loader.epoch(0):
                 if stop():
                     return None
+                if not len(batch.labels):
+                    continue
                 inputs, labels = self._to_device(batch)
                 logits = self._micro.run(len(labels), partial(self._in_parts, inputs))
                 totals.add(self._val_loss(logits, labels), logits, labels)
                 predicted.append(logits.argmax(1).cpu().numpy())
                 true.append(batch.labels.numpy())
                 num_classes = logits.shape[1]
-        loss, acc = totals.means()
-        confusion = confusion_matrix(np.concatenate(true), np.concatenate(predicted), num_classes)
+        loss, acc, _ = totals.over(self._group)
+        seen = self._group.gather((num_classes, np.concatenate(true), np.concatenate(predicted)))
+        counts, trues, guesses = zip(*seen, strict=True)
+        confusion = confusion_matrix(np.concatenate(trues), np.concatenate(guesses), max(counts))
         return {"val/loss": loss, "val/acc": acc, "val/f1": macro_f1(confusion)}
 
     def averaged_weights(self) -> dict[str, Any] | None:
@@ -299,15 +322,14 @@ class Trainer:
             set_momentum(self._optimizer, momentum(self._optim, **at))
 
     def _add_gradients(
-        self, inputs: torch.Tensor, labels: torch.Tensor, parts: list[slice]
+        self, inputs: torch.Tensor, labels: torch.Tensor, divisor: torch.Tensor | float, parts: list[slice]
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The gradient of the batch's loss, a part after another; gives the loss and the logits (B, C)."""
+        """The gradient of the sum of losses by `divisor`, a part after another; gives that and the logits (B, C)."""
         self._optimizer.zero_grad(set_to_none=True)
-        total = self._loss.total(labels, self._weights)
         losses, logits = [], []
         for part in parts:
             scores = self._logits(inputs[part])
-            loss = self._loss.sum(scores, labels[part], self._weights) / total
+            loss = self._loss.sum(scores, labels[part], self._weights) / divisor
             torch.autograd.backward(self._scaler.scale(loss))
             losses.append(loss.detach())
             logits.append(scores.detach())

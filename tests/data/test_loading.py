@@ -394,3 +394,46 @@ def test_where_there_is_no_shared_memory_to_ask_prefetch_is_the_usual(monkeypatc
 
     monkeypatch.setattr("shutil.disk_usage", missing)
     assert resolve_prefetch("auto", num_workers=8, batch_bytes=2**40) == 2
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+@pytest.mark.parametrize("processes", [1, 2, 3, 4])
+def test_processes_share_every_batch_without_loss_or_repetition(processes: int, shuffle: bool) -> None:
+    for count in [*range(1, 40), 101]:
+        for batch_size in (2 * processes, 4 * processes, 12 * processes):
+            labels = np.arange(count)  # which tell the rows
+            images = [np.zeros((8, 8, 1), np.uint8)] * count
+            one, *parts = [
+                Loader(
+                    images, labels, evaluation_pipeline(8), batch_size=batch_size, seed=5, shuffle=shuffle,
+                    rank=rank, processes=size,
+                )
+                for rank, size in [(0, 1), *((rank, processes) for rank in range(processes))]
+            ]  # fmt: skip
+            whole = list(one.epoch(1))
+            for number, mine in enumerate(zip(*(part.epoch(1) for part in parts), strict=True)):
+                assert torch.cat([part.labels for part in mine]).tolist() == whole[number].labels.tolist()
+                sizes = [len(part.labels) for part in mine]
+                assert max(sizes) - min(sizes) <= 1
+                assert {part.total for part in mine} == {sum(sizes)}
+                assert not shuffle or count < 2 * processes or min(sizes) >= 2, "or batch normalisation would fail"
+                seeds = [part.seed for part in mine]
+                assert len(set(seeds)) == processes
+                assert seeds[0] == whole[number].seed
+            left_out = len(whole) - len(parts[0])
+            assert {len(part) for part in parts} == {len(parts[0])}
+            if left_out:
+                assert (left_out, shuffle) == (1, True)
+                assert len(whole[-1].labels) < 2 * processes
+
+
+def test_processes_share_stored_images_and_those_of_workers() -> None:
+    for num_workers in (0, 1):
+        parts = [
+            Loader(
+                IMAGES[:5], LABELS[:5], evaluation_pipeline(8), batch_size=4, num_workers=num_workers,
+                rank=rank, processes=2,
+            )
+            for rank in range(2)
+        ]  # fmt: skip
+        assert [[len(batch.images) for batch in part.epoch(0)] for part in parts] == [[2, 1], [2, 0]]

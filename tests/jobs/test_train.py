@@ -17,6 +17,7 @@ import yaml
 import imgcls
 from imgcls.errors import UserError
 from imgcls.jobs import train as job
+from imgcls.jobs import train_log
 from imgcls.jobs.train import TrainResult
 from imgcls.recipe import PACKAGE
 from imgcls.tracking import run as tracking
@@ -210,17 +211,17 @@ def test_ctrl_c_in_training_kills_the_run_after_its_last_checkpoint(
     assert Checkpoint.load(Path(path)).epoch == 1
 
 
-@pytest.mark.parametrize("moment", ["_describe", "_conclude", "_log_checkpoints"])
+@pytest.mark.parametrize("moment", ["describe", "conclude", "log_checkpoints"])
 def test_a_signal_at_any_moment_of_a_run_kills_it(
     photos: dict[str, Any], monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
-    real = getattr(job, moment)
+    real = getattr(train_log, moment)
 
     def interrupted(*args: Any, **kwargs: Any) -> Any:
         signal.raise_signal(signal.SIGTERM)
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(job, moment, interrupted)
+    monkeypatch.setattr(train_log, moment, interrupted)
     with pytest.raises(KeyboardInterrupt):
         imgcls.train(None, photos, quiet=True)
     assert [run.info.status for run in runs()] == ["KILLED"]
@@ -245,7 +246,7 @@ def test_a_signal_in_a_write_to_the_store_waits_for_its_end(
         run.set_tags({"a": "b"})
         pytest.fail("the signal comes right after the write")
 
-    monkeypatch.setattr(job, "_describe", begin)
+    monkeypatch.setattr(train_log, "describe", begin)
     with pytest.raises(KeyboardInterrupt):
         imgcls.train(None, photos, quiet=True)
     assert whole == ["tags", "tags", "end"]

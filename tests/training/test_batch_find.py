@@ -105,7 +105,7 @@ def test_memory_is_expected_to_go_on_as_it_did() -> None:
 
 def batch() -> Batch:
     images = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3), dtype=np.uint8)
-    return Batch(torch.from_numpy(images), torch.tensor([0, 1, 0, 1]), 0)
+    return Batch(torch.from_numpy(images), torch.tensor([0, 1, 0, 1]), 0, 4)
 
 
 def test_a_step_is_measured_on_a_copy_with_as_many_images_as_asked(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -177,7 +177,7 @@ def trainer_of(model: StagedModel, plan: Plan, *, size: int, batch_size: int) ->
     trainer = Trainer(
         model, OptimConfig(), steps, plan, num_steps=9, batch_size=batch_size, class_weights=None, mixing=None
     )
-    return trainer, Batch(images, labels, 0)
+    return trainer, Batch(images, labels, 0, len(labels))
 
 
 def network(family: str, size: int, **fields: Any) -> StagedModel:

@@ -61,6 +61,7 @@ def batches(count: int, size: int = 7) -> list[Batch]:
             torch.randint(0, 256, (size, SIZE, SIZE, 1), generator=generator, dtype=torch.uint8),
             torch.randint(0, CLASSES, (size,), generator=generator),
             seed,
+            size,
         )
         for seed in range(count)
     ]

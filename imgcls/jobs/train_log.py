@@ -1,0 +1,119 @@
+"""What a training writes into its run: what is known before it, its figures, and what the best weights give."""
+
+import json
+from dataclasses import asdict
+
+import numpy as np
+import pandas as pd
+
+from imgcls.evaluation import plots
+from imgcls.evaluation.metrics import confusion_matrix, per_class_table, summary
+from imgcls.inference.classifier import Classifier
+from imgcls.inference.predict import predict
+from imgcls.jobs import data_preview
+from imgcls.jobs.console import Console
+from imgcls.jobs.prepare import Prepared
+from imgcls.jobs.record import log_data
+from imgcls.jobs.surroundings import environment
+from imgcls.tables import History, Predictions, Row
+from imgcls.tracking.run import TrackedRun
+from imgcls.training.checkpoint import Checkpoint
+from imgcls.training.keeper import BEST, LAST, REWIND, best_row
+
+
+def describe(run: TrackedRun, prepared: Prepared) -> None:
+    """Log what is known before the first epoch."""
+    recipe, manifest = prepared.recipe, prepared.manifest
+    run.log_params(recipe.flat())
+    run.log_text(
+        f"# The resolved recipe of the MLflow run {run.run_id}.\n# Repeat it with: imgcls train recipe.yaml\n"
+        + recipe.to_yaml(),
+        "recipe.yaml",
+    )
+    run.log_text(environment(), "environment.txt")
+    log_data(run, recipe.data, manifest, context="training")
+    columns = ["id", "label", "split", "group", "content"]
+    table = manifest.frame[columns].assign(label=[manifest.classes[k] for k in manifest.labels])
+    run.log_text(table.to_csv(index=False), "tables/split.csv")
+    if recipe.data.balance != "none":
+        counts = np.bincount(manifest.part("train").labels, minlength=len(manifest.classes))
+        weights = {"class": manifest.classes, "train_images": counts, "weight": prepared.class_weights}
+        run.log_text(pd.DataFrame(weights).to_csv(index=False), "tables/class_weights.csv")
+    if manifest.skipped:
+        lines = [json.dumps({"path": item.path, "reason": item.reason}) for item in manifest.skipped]
+        run.log_text("\n".join(lines) + "\n", "tables/skipped.jsonl")
+    data_preview.draw(recipe, manifest, run.file("plots/augmentation.png"))
+    run.log_file("plots/augmentation.png")
+    if manifest.notices:
+        run.log_text("\n".join(manifest.notices) + "\n", "tables/notices.txt")
+    if prepared.weights is not None:
+        table = pd.DataFrame([asdict(row) for row in prepared.weights.rows])
+        table["shape"] = ["x".join(str(side) for side in row.shape) for row in prepared.weights.rows]
+        run.log_text(table.to_csv(index=False), "tables/weights.csv")
+    if prepared.report is not None:
+        run.log_text(json.dumps(prepared.report.to_dict(), ensure_ascii=False), "tables/data_check.json")
+    if len(prepared.measured):
+        run.log_text(prepared.measured.to_csv(index=False), "tables/plan.csv")
+    table = prepared.architecture
+    run.log_text(table.to_csv(index=False), "tables/model.csv")
+    run.log_metrics(
+        {
+            "model/parameters": int(table["parameters"].sum()),
+            "model/trainable_parameters": int(table["trainable"].sum()),
+            "model/macs": int(table["macs"].sum()),
+        }
+    )
+
+
+def metrics(row: Row) -> dict[str, float]:
+    """A history row under the names of the MLflow metrics."""
+    renamed = {"seconds": "speed/epoch_s", "images_per_s": "speed/images_per_s"}
+    return {renamed.get(name, name): value for name, value in row.items() if name != "epoch"}
+
+
+def conclude(run: TrackedRun, prepared: Prepared, history: History, console: Console) -> tuple[Predictions, Classifier]:
+    """Log what follows from the best weights: predictions, tables, figures, checkpoints, the model."""
+    recipe, manifest, model = prepared.recipe, prepared.manifest, prepared.model
+    model.load_state_dict(Checkpoint.load(run.file(f"checkpoints/{BEST}")).model)
+    predictions = predict(
+        model,
+        prepared.whole_val,
+        manifest.part("val"),
+        preprocessing=prepared.preprocessing,
+        device=prepared.plan.device,
+        split="val",
+    )
+    predictions.to_parquet(run.file("predictions/val.parquet"))
+    run.log_file("predictions/val.parquet")
+    figures = summary(predictions, top_k=recipe.evaluate.top_k)
+    run.log_metrics({f"best/val_{name}": value for name, value in figures.items() if name.startswith("top")})
+    run.log_text(history.to_json(), "history.json")
+    run.log_text(per_class_table(predictions).to_csv(index=False), "tables/per_class_val.csv")
+    best = best_row(history, recipe.train.monitor)
+    plots.save(plots.curves(history, best_epoch=int(best["epoch"])), run.file("plots/curves.png"))
+    counts = confusion_matrix(predictions.labels, predictions.predicted, len(manifest.classes))
+    title = f"Validation, epoch {best['epoch']:.0f}: {figures['acc']:.1%} of {len(predictions.ids):,} images right"
+    plots.save(plots.confusion(counts, manifest.classes, title=title), run.file("plots/confusion_val.png"))
+    run.log_file("plots/curves.png")
+    run.log_file("plots/confusion_val.png")
+    log_checkpoints(run)
+    classifier = Classifier(
+        model.to("cpu").eval(),
+        recipe.model,
+        prepared.preprocessing,
+        manifest.classes,
+        min(recipe.evaluate.top_k, len(manifest.classes)),
+    )
+    classifier.save(run.folder / "classifier")
+    console.say("logging the model …")
+    run.log_model("classifier", top_k=classifier.top_k)
+    return predictions, classifier
+
+
+def log_checkpoints(run: TrackedRun) -> None:
+    """Send all checkpoints, the newest last."""
+    folder = run.file(f"checkpoints/{LAST}").parent
+    names = [BEST, *sorted(path.name for path in folder.glob("epoch-*.pt")), REWIND, LAST]
+    for name in names:
+        if (folder / name).exists():
+            run.log_file(f"checkpoints/{name}")
