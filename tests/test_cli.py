@@ -80,6 +80,7 @@ train:
   monitor: val/acc
   patience: null
   unfreeze: {}
+  cache_features: auto
   output_dir: outputs
 evaluate:
   top_k: 3

@@ -36,6 +36,7 @@ from imgcls.tables import SPLITS, Manifest, Split
 from imgcls.tracking.store import artifact
 from imgcls.training.device import Plan, resolve_plan
 from imgcls.training.fit import seed_all
+from imgcls.training.views import Situation, choose_views, output_bytes
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,7 @@ class Prepared:
         report: what the check of the data found; None where there was none.
         weights: what became of each tensor of the pretrained weights; None without such.
         architecture: what `models.describe` says of the network.
+        num_views: of how many variations of each training image the frozen stages' outputs are kept; 0 keeps none.
     """
 
     resolved: Resolved
@@ -69,6 +71,7 @@ class Prepared:
     report: Report | None
     weights: WeightsReport | None
     architecture: pd.DataFrame
+    num_views: int
 
 
 def prepare(resolved: Resolved, console: Console) -> Prepared:
@@ -121,9 +124,33 @@ def prepare(resolved: Resolved, console: Console) -> Prepared:
         console.say(f"skipped {count:,} file{'s' * (count != 1)}: {first}{', …' * (len(files) > 3)}")
     if loaded is not None:
         console.say(loaded.summary)
+    num_views = _views(model, recipe, manifest, plan, console)
     return Prepared(
-        resolved, recipe, plan, manifest, steps, train_loader, val_loader, model, weights, report, loaded, architecture
+        resolved, recipe, plan, manifest, steps, train_loader, val_loader, model, weights, report, loaded, architecture,
+        num_views,
+    )  # fmt: skip
+
+
+def _views(model: StagedModel, recipe: Recipe, manifest: Manifest, plan: Plan, console: Console) -> int:
+    """Of how many variations of each training image the frozen stages' outputs are kept; 0 keeps none."""
+    size, channels, counts = recipe.augment.image_size, recipe.data.channels, manifest.counts()
+    assert size != "auto"
+    train, frozen = recipe.train, model.freeze_depth > 0
+    situation = Situation(
+        model,
+        epochs=min(train.unfreeze, default=train.epochs + 1) - 1,
+        varied=recipe.augment.is_varied,
+        mixes=bool(recipe.augment.mixup or recipe.augment.cutmix),
+        output_bytes=output_bytes(model, plan.precision, channels=channels, image_size=size) if frozen else 0,
+        image_bytes=size**2 * channels,
+        num_train=counts["train"],
+        num_val=counts["val"],
+        budget=int(recipe.data.store_budget * 2**30),
     )
+    choice = choose_views(train.cache_features, situation)
+    if choice.note:
+        console.say(f"note: {choice.note}")
+    return choice.num_views
 
 
 def _with_weights(recipe: Recipe, console: Console) -> tuple[Recipe, Pretrained | None]:

@@ -17,6 +17,7 @@ from imgcls.inference.classifier import Classifier
 from imgcls.inference.predict import predict
 from imgcls.jobs import data_preview
 from imgcls.jobs.console import Console
+from imgcls.jobs.features import open_features
 from imgcls.jobs.prepare import Prepared, prepare
 from imgcls.jobs.record import before_run, common_tags, log_data, report_end, within_run
 from imgcls.jobs.signals import Signals, Stopped
@@ -169,6 +170,9 @@ def _train(run: TrackedRun, prepared: Prepared, console: Console, signals: Signa
     recipe, epochs = prepared.recipe, prepared.recipe.train.epochs
     checkpoints = run.file(f"checkpoints/{LAST}").parent
     history = History()
+    source = open_features(prepared, console)
+    if source.about:
+        run.set_tags({"imgcls.features": source.about})
 
     def on_thaw(epoch: int) -> None:
         total, trained = num_parameters(prepared.model)
@@ -176,14 +180,15 @@ def _train(run: TrackedRun, prepared: Prepared, console: Console, signals: Signa
         console.say(
             f"epoch {epoch}: now {trained:,} of {total:,} parameters are trained; stages frozen: "
             f"{in_words(prepared.model.stage_names, prepared.model.freeze_depth)}"
+            f"{'; from here on all stages are computed in every epoch' if source.about else ''}"
         )
 
     console.begin_training()
     with signals.deferred():
         for row in fit(
             prepared.model,
-            prepared.train,
-            prepared.val,
+            source.train,
+            source.val,
             config=recipe.train,
             optim=recipe.optim,
             preprocessing=prepared.preprocessing,

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from imgcls.data.augment import Preprocessing
-from imgcls.data.loading import Batch, Loader
+from imgcls.data.loading import Batch, Batches
 from imgcls.evaluation.metrics import confusion_matrix, macro_f1
 from imgcls.models.family import StagedModel
 from imgcls.tables import History, Row
@@ -28,11 +28,13 @@ class Totals:
         self.count = 0
 
     def add(self, loss: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor) -> None:
+        """Count a batch: its mean loss, its logits (B, C) and its labels (B,)."""
         self._loss += loss.detach() * len(labels)
         self._hits += (logits.detach().argmax(1) == labels).sum()
         self.count += len(labels)
 
     def means(self) -> tuple[float, float]:
+        """(loss, accuracy) of the images so far."""
         return self._loss.item() / max(1, self.count), self._hits.item() / max(1, self.count)
 
 
@@ -89,7 +91,7 @@ class Trainer:
         add_thawed(self._optimizer, self._optim, self.model)
 
     @torch.no_grad()
-    def evaluate(self, loader: Loader, stop: Callable[[], bool]) -> Row | None:
+    def evaluate(self, loader: Batches, stop: Callable[[], bool]) -> Row | None:
         """Loss, accuracy and macro F1 over a loader, or None where it was stopped."""
         self.model.eval()
         totals = Totals(self._plan.device)
@@ -123,4 +125,4 @@ class Trainer:
     def _to_device(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         images = batch.images.to(self._plan.device, non_blocking=True)
         labels = batch.labels.to(self._plan.device, non_blocking=True)
-        return self._preprocessing.to_input(images), labels
+        return images if batch.is_features else self._preprocessing.to_input(images), labels
