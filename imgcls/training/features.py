@@ -270,7 +270,7 @@ class Features:
 def _in_order(outputs: torch.Tensor) -> tuple[torch.Tensor, list[int]]:
     """The outputs as they lie in memory, and which of their dimensions each is: the next stage computes in that layout,
     and in another one would round in another way."""
-    order = [0, *sorted(range(1, outputs.ndim), key=lambda dim: -outputs.stride(dim))]
+    order = [0, *sorted(range(1, outputs.ndim), key=outputs.stride, reverse=True)]
     return outputs.permute(order).contiguous(), order
 
 
