@@ -54,8 +54,8 @@ class TrainConfig(Section):
     frozen weights, images and variation, in up to `data.store_budget` GiB of its own. A number: so many views of each
     training image, varied as in so many first epochs; later epochs go through them again in other orders. As many views
     as epochs change no figure; fewer vary the images less. off: computed anew in every epoch. auto: one view where
-    images are not varied, and one for every ten epochs where they are and only the head is trained, if that is faster
-    and fits; else off, as with mixup and cutmix. What `unfreeze` thaws ends it."""
+    images are not varied; where they are and only the head is trained two, or one for every ten epochs; if that is
+    faster and fits. Else off, as with mixup and cutmix. What `unfreeze` thaws ends it."""
     output_dir: str = "outputs"
     """Folder for checkpoints and for what waits to be sent; emptied of a run once all is in MLflow."""
 

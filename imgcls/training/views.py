@@ -9,8 +9,9 @@ from imgcls.data.cache import size_text
 from imgcls.errors import UserError
 from imgcls.models.family import StagedModel
 
-EPOCHS_PER_VIEW, MOST_VIEWS = 10, 10
-"""auto: so many epochs share a view where images are varied, and there are so many views at most."""
+EPOCHS_PER_VIEW, FEWEST_VIEWS, MOST_VIEWS = 10, 2, 10
+"""auto: so many epochs share a view where images are varied; so many views there are at least and at most. At most half
+as many as epochs, though, or little would be saved."""
 MOST_PER_PIXEL = 4
 """auto: bytes kept for each byte of an image's pixels, at most. Beyond, reading costs about what computing does: what
 the first stages of a convolutional network give is larger than the image."""
@@ -78,7 +79,7 @@ def _automatic(at: Situation) -> Choice:
     if at.output_bytes > MOST_PER_PIXEL * at.image_bytes:
         each = f"{size_text(at.output_bytes)} an image, more than {MOST_PER_PIXEL} times its pixels"
         return Choice(0, f"what {last} gives takes {each}, {again}; a number of train.cache_features keeps it")
-    views = min(MOST_VIEWS, max(1, at.epochs // EPOCHS_PER_VIEW)) if at.varied else 1
+    views = min(max(at.epochs // EPOCHS_PER_VIEW, FEWEST_VIEWS), MOST_VIEWS, at.epochs // 2) if at.varied else 1
     if at.most_views == 0:
         return Choice(0, f"what {last} gives takes {size_text(at.num_bytes(1))}, more than data.store_budget, {again}")
     return Choice(min(views, at.most_views))
