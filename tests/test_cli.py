@@ -108,6 +108,7 @@ train:
   on_nan: stop
   processes: 1
   sync_batch_norm: false
+  cache_features: auto
   output_dir: outputs
 evaluate:
   top_k: 3

@@ -478,6 +478,7 @@ OVERRIDES: dict[str, st.SearchStrategy[Any]] = {
     "train.epochs": st.integers(1, 100_000),
     "train.seed": st.integers(0, 2**32 - 1),
     "train.patience": st.none() | st.integers(1, 100),
+    "train.cache_features": st.sampled_from(["auto", "off"]) | st.integers(1, 100_000),
     "train.output_dir": st.text(min_size=1),
     "augment.image_size": st.just("auto") | st.integers(8, 2048),
     "augment.horizontal_flip": st.booleans(),

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-KINDS = ("store", "archives", "parquet", "statistics", "plans")
+KINDS = ("store", "archives", "parquet", "statistics", "plans", "features")
 """The folders of entries; a name of an entry is unique in its kind."""
 TAG = "CACHEDIR.TAG"
 """Marks a folder as ours, so that nothing else below $IMGCLS_CACHE is taken for an entry; and backups leave it out."""

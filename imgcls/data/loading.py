@@ -6,9 +6,9 @@ import shutil
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -29,13 +29,35 @@ _WORKER = "DataLoader worker"
 
 
 class Batch(NamedTuple):
-    """A batch: images (B, S, S, C) uint8, labels (B,) int64, the seed of its randomness, and of how many images it is
-    a part, where several processes share a batch. An evaluation's last batch may leave a process no image."""
+    """A batch: images (B, S, S, C) uint8, or what frozen stages gave of them; labels (B,) int64; the seed of its
+    randomness; and of how many images it is a part, where several processes share a batch. An evaluation's last batch
+    may leave a process no image."""
 
     images: torch.Tensor
     labels: torch.Tensor
     seed: int
     total: int
+
+    @property
+    def is_features(self) -> bool:
+        """Whether `images` are what frozen stages gave of the images, which the network takes as it is."""
+        return self.images.is_floating_point()
+
+
+class Batches(Protocol):
+    """Where a training takes its batches from.
+
+    Attributes:
+        num_images: images that there are.
+    """
+
+    num_images: int
+
+    def __len__(self) -> int:
+        """Batches an epoch."""
+
+    def epoch(self, epoch: int, *, start: int = 0) -> Iterator[Batch]:
+        """The batches of one epoch, from the batch `start` (from 0) on."""
 
 
 class _Key(NamedTuple):
@@ -60,7 +82,7 @@ class _BatchDataset(Dataset["Batch | _Failed"]):
             self._block = images
 
     def batch(self, key: _Key) -> Batch:
-        labels = torch.from_numpy(self._labels[np.asarray(key.rows, np.int64)])
+        labels = self.labels(key.rows)
         if self._block is not None and key.rows:
             return Batch(torch.from_numpy(self._block.gather(key.rows)), labels, key.seed, key.total)
         if not key.rows:
@@ -74,6 +96,9 @@ class _BatchDataset(Dataset["Batch | _Failed"]):
         for k, row in enumerate(key.rows[1:], 1):
             pixels[k] = self._pipeline(self._images[row])
         return Batch(images, labels, key.seed, key.total)
+
+    def labels(self, rows: Sequence[int]) -> torch.Tensor:
+        return torch.from_numpy(self._labels[np.asarray(rows, np.int64)])
 
     def __getitem__(self, key: _Key) -> Batch | _Failed:
         try:
@@ -100,7 +125,7 @@ def part_of(count: int, *, rank: int, processes: int) -> slice:
 
 
 class _EpochKeys(Sampler[_Key]):
-    """The keys of one epoch's batches; the loader sets `epoch` and `start` before each."""
+    """The keys of one epoch's batches; the loader sets `epoch`, `start` and `once_each` before each."""
 
     def __init__(
         self,
@@ -117,6 +142,7 @@ class _EpochKeys(Sampler[_Key]):
         self._rank, self._processes = rank, processes
         self._chances = None if chances is None else chances / chances.sum()
         self.epoch = self.start = 0
+        self.once_each = False
 
     def __len__(self) -> int:
         # A last training batch of one image for a process would break batch normalisation; it waits for another epoch.
@@ -124,7 +150,7 @@ class _EpochKeys(Sampler[_Key]):
         return whole + (rest >= (2 * self._processes if self._shuffle and whole else 1))
 
     def __iter__(self) -> Iterator[_Key]:
-        return self.of(self.epoch, self.start)
+        return self.each_once(self.epoch) if self.once_each else self.of(self.epoch, self.start)
 
     def of(self, epoch: int, start: int) -> Iterator[_Key]:
         """The keys of that epoch, from the batch `start` (from 0) on."""
@@ -135,12 +161,25 @@ class _EpochKeys(Sampler[_Key]):
         elif self._shuffle:
             order = generator.permutation(self._count)
         for batch in range(start, len(self)):
-            rows = order[batch * self._batch_size : (batch + 1) * self._batch_size]
-            # The first process has the seed of one alone.
-            sources = [self._seed, epoch, batch] + [self._rank] * (self._rank > 0)
-            seed = int(np.random.SeedSequence(sources).generate_state(1)[0])
-            part = rows[part_of(len(rows), rank=self._rank, processes=self._processes)]
-            yield _Key(seed, tuple(int(row) for row in part), len(rows))
+            yield self._key(order, epoch, batch)
+
+    def each_once(self, epoch: int) -> Iterator[_Key]:
+        """The keys of a pass over every image once, in the order and with the randomness of an epoch without chances.
+
+        Epoch 0, which no training has, is in the images' own order.
+        """
+        generator = np.random.default_rng([self._seed, epoch])
+        order = generator.permutation(self._count) if self._shuffle and epoch else np.arange(self._count)
+        for batch in range(math.ceil(self._count / self._batch_size)):
+            yield self._key(order, epoch, batch)
+
+    def _key(self, order: npt.NDArray[np.int64], epoch: int, batch: int) -> _Key:
+        rows = order[batch * self._batch_size : (batch + 1) * self._batch_size]
+        # The first process has the seed of one alone.
+        sources = [self._seed, epoch, batch] + [self._rank] * (self._rank > 0)
+        seed = int(np.random.SeedSequence(sources).generate_state(1)[0])
+        part = rows[part_of(len(rows), rank=self._rank, processes=self._processes)]
+        return _Key(seed, tuple(int(row) for row in part), len(rows))
 
 
 class Loader:
@@ -164,6 +203,7 @@ class Loader:
     Attributes:
         num_images: the images of an epoch.
         num_workers: as given.
+        batch_size: as given.
         decodes: images are decoded anew in every epoch, for want of a store.
     """
 
@@ -183,7 +223,7 @@ class Loader:
         rank: int = 0,
         processes: int = 1,
     ) -> None:
-        self.num_images, self.num_workers = len(images), num_workers
+        self.num_images, self.num_workers, self.batch_size = len(images), num_workers, batch_size
         self.decodes = isinstance(images, DecodedImages)
         self._keys = _EpochKeys(
             len(images),
@@ -222,18 +262,48 @@ class Loader:
         Raises:
             UserError: while it is read: an image cannot be read any more, or a process that makes batches has died.
         """
-        return self._here(epoch, start) if self._loader is None else self._from_workers(epoch, start, self._loader)
+        if self._loader is None:
+            return self._here(self._keys.of(epoch, start))
+        return self._from_workers(epoch, start, self._loader)
 
-    def _here(self, epoch: int, start: int) -> Iterator[Batch]:
+    def epoch_of(
+        self, epoch: int, gather: Callable[[Sequence[int]], torch.Tensor], *, start: int = 0
+    ) -> Iterator[Batch]:
+        """The same batches with what `gather` gives of their rows in place of the images, of which none is read."""
         for key in self._keys.of(epoch, start):
-            batch = self._dataset.batch(key)
-            if self._pin_memory:
-                batch = batch._replace(images=batch.images.pin_memory(), labels=batch.labels.pin_memory())
-            yield batch
+            batch = Batch(gather(key.rows), self._dataset.labels(key.rows), key.seed, key.total)
+            yield self._pinned(batch)
 
-    def _from_workers(self, epoch: int, start: int, loader: "DataLoader[Batch | _Failed]") -> Iterator[Batch]:
+    def each_once(self, epoch: int) -> Iterator[tuple[tuple[int, ...], Batch]]:
+        """(rows, batch) of a pass over every image once, also where an epoch draws by chance or leaves one over.
+
+        Where it does not, these are the epoch's batches and the image that was left over. Epoch 0, which no training
+        has, is in the images' own order.
+
+        Raises:
+            UserError: as `epoch`.
+        """
+        if self._loader is None:
+            batches = self._here(self._keys.each_once(epoch))
+        else:
+            batches = self._from_workers(epoch, 0, self._loader, once_each=True)
+        for key, batch in zip(self._keys.each_once(epoch), batches, strict=True):
+            yield key.rows, batch
+
+    def _here(self, keys: Iterator[_Key]) -> Iterator[Batch]:
+        for key in keys:
+            yield self._pinned(self._dataset.batch(key))
+
+    def _pinned(self, batch: Batch) -> Batch:
+        if not self._pin_memory:
+            return batch
+        return batch._replace(images=batch.images.pin_memory(), labels=batch.labels.pin_memory())
+
+    def _from_workers(
+        self, epoch: int, start: int, loader: "DataLoader[Batch | _Failed]", *, once_each: bool = False
+    ) -> Iterator[Batch]:
         try:
-            self._keys.epoch, self._keys.start = epoch, start
+            self._keys.epoch, self._keys.start, self._keys.once_each = epoch, start, once_each
             batches = iter(loader)
             _note_deaths()
             for batch in batches:

@@ -40,6 +40,7 @@ from imgcls.training.fit import check_training, seed_all
 from imgcls.training.measure import Job
 from imgcls.training.plan import Plan, resolve_device
 from imgcls.training.processes import ALONE, Group, check_shares
+from imgcls.training.views import Situation, choose_views, output_bytes
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,7 @@ class Prepared:
         report: what the check of the data found; None where there was none.
         weights: what became of each tensor of the pretrained weights; None without such.
         architecture: what `models.describe` says of the network.
+        num_views: of how many variations of each training image the frozen stages' outputs are kept; 0 keeps none.
     """
 
     resolved: Resolved
@@ -77,6 +79,7 @@ class Prepared:
     report: Report | None
     weights: WeightsReport | None
     architecture: pd.DataFrame
+    num_views: int
 
 
 def prepare_together(resolved: Resolved, console: Console, group: Group, *, plan: Plan | None = None) -> Prepared:
@@ -175,10 +178,11 @@ def prepare(resolved: Resolved, console: Console, group: Group = ALONE, *, plan:
     _tell_skipped(manifest, console)
     if loaded is not None:
         console.say(loaded.summary)
+    num_views = _views(model, recipe, manifest, plan, group, console)
     measured = pd.DataFrame([asdict(row) for row in choice.rows])
     return Prepared(
         resolved, recipe, plan, measured, manifest, steps, train_loader, val_loader, whole_val, model, weights,
-        report, loaded, architecture,
+        report, loaded, architecture, num_views,
     )  # fmt: skip
 
 
@@ -221,6 +225,35 @@ def _plan(
         num_compiles=1 + len(recipe.train.unfreeze),
     )
     return choose_plan(job, device, recipe.train.plan)
+
+
+def _views(model: StagedModel, recipe: Recipe, manifest: Manifest, plan: Plan, group: Group, console: Console) -> int:
+    """Of how many variations of each training image the frozen stages' outputs are kept; 0 keeps none."""
+    if group.size > 1:
+        if isinstance(recipe.train.cache_features, int):
+            raise UserError(
+                f"train.cache_features is {recipe.train.cache_features}, but features of frozen stages are kept in a "
+                f"training by one process only, and there are {group.size}. Set it to off, or train.processes to 1."
+            )
+        return 0
+    size, channels, counts = recipe.augment.image_size, recipe.data.channels, manifest.counts()
+    assert size != "auto"
+    train, frozen = recipe.train, model.freeze_depth > 0
+    situation = Situation(
+        model,
+        epochs=min(train.unfreeze, default=train.epochs + 1) - 1,
+        varied=recipe.augment.is_varied,
+        mixes=bool(recipe.augment.mixup or recipe.augment.cutmix),
+        output_bytes=output_bytes(model, plan.precision, channels=channels, image_size=size) if frozen else 0,
+        image_bytes=size**2 * channels,
+        num_train=counts["train"],
+        num_val=counts["val"],
+        budget=int(recipe.data.store_budget * 2**30),
+    )
+    choice = choose_views(train.cache_features, situation)
+    if choice.note:
+        console.say(f"note: {choice.note}")
+    return choice.num_views
 
 
 def _with_weights(recipe: Recipe, console: Console) -> tuple[Recipe, Pretrained | None]:

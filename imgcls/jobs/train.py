@@ -14,6 +14,7 @@ from imgcls.inference.classifier import Classifier
 from imgcls.jobs import resume as resuming
 from imgcls.jobs import train_log
 from imgcls.jobs.console import Console
+from imgcls.jobs.features import Source, open_features
 from imgcls.jobs.launch import handover, run_processes
 from imgcls.jobs.prepare import Prepared, prepare_together
 from imgcls.jobs.record import before_run, common_tags, reason_of, report_end, within_run
@@ -235,7 +236,7 @@ def _follow(prepared: Prepared, signals: Signals, group: Group, checkpoint: Chec
     group.agree(lambda: None)
     ballot = Ballot(group, lambda: signals.requested or 0)
     with signals.deferred(), prepared.plan.threaded():
-        for _ in _rows(prepared, ballot, group, checkpoint):
+        for _ in _rows(prepared, Source(prepared.train, prepared.val), ballot, group, checkpoint):
             pass
         with suppress(OthersGone):  # it has ended then, too
             group.wait_for("ended")
@@ -305,6 +306,7 @@ def _tracked(
 
 def _rows(
     prepared: Prepared,
+    source: Source,
     stop: Callable[[], bool],
     group: Group,
     checkpoint: Checkpoint | None,
@@ -319,8 +321,8 @@ def _rows(
     recipe = prepared.recipe
     return fit(
         prepared.model,
-        prepared.train,
-        prepared.val,
+        source.train,
+        source.val,
         config=recipe.train,
         optim=recipe.optim,
         preprocessing=prepared.preprocessing,
@@ -351,6 +353,10 @@ def _train(
     checkpoints = run.file(f"checkpoints/{LAST}").parent
     history = History([] if checkpoint is None else list(checkpoint.rows))
     uploads = resuming.Uploads(run)
+    with prepared.plan.threaded():
+        source = open_features(prepared, console)
+    if source.about:
+        run.set_tags({"imgcls.features": source.about})
 
     def on_thaw(epoch: int) -> None:
         total, trained = num_parameters(prepared.model)
@@ -358,6 +364,7 @@ def _train(
         console.say(
             f"epoch {epoch}: now {trained:,} of {total:,} parameters are trained; stages frozen: "
             f"{in_words(prepared.model.stage_names, prepared.model.freeze_depth)}"
+            f"{'; from here on all stages are computed in every epoch' if source.about else ''}"
         )
 
     ballot = Ballot(group, lambda: signals.requested or 0)
@@ -366,7 +373,7 @@ def _train(
     console.begin_training(done=len(history.rows))
     with signals.deferred(), prepared.plan.threaded():
         for row in _rows(
-            prepared, ballot, group, checkpoint,
+            prepared, source, ballot, group, checkpoint,
             checkpoints=checkpoints,
             on_step=lambda step: console.step(step, epochs=epochs),
             on_thaw=on_thaw,

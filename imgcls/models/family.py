@@ -1,6 +1,7 @@
 """The contract of a model family: a config class and a builder of a network with ordered stages and a head."""
 
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -115,6 +116,7 @@ class StagedModel(nn.Module):
         self._to_map = to_map
         self._freeze_depth = 0
         self._keeps_statistics = False
+        self._takes_frozen = False
         self._never_trained = {name for name, parameter in self.named_parameters() if not parameter.requires_grad}
 
     @property
@@ -136,7 +138,7 @@ class StagedModel(nn.Module):
         return pooled.mean((2, 3)) if pooled.ndim == 4 else pooled
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """(B, C, H, W) images to (B, num_classes) logits."""
+        """(B, C, H, W) images, or inside `taking_frozen` what `frozen_outputs` gave of them, to (B, C) logits."""
         logits: torch.Tensor = self.head(self._pooled(images))
         return logits
 
@@ -144,9 +146,35 @@ class StagedModel(nn.Module):
         """The output of the stage `cam_stage` as a map (B, F, h, w)."""
         return outputs if self._to_map is None else self._to_map(outputs)
 
+    @torch.no_grad()
+    def frozen_outputs(self, images: torch.Tensor) -> torch.Tensor:
+        """(B, C, H, W) images to what the frozen stages give of them; pooled, where only the head is trained."""
+        outputs = images
+        for name in self.stage_names[: self._freeze_depth]:
+            outputs = self.stages[name](outputs)
+        return self.pool(outputs) if self.only_head_trained else outputs
+
+    @property
+    def only_head_trained(self) -> bool:
+        """Whether all stages before the head are frozen."""
+        return self._freeze_depth == len(self.stages)
+
+    @contextlib.contextmanager
+    def taking_frozen(self) -> Iterator[None]:
+        """A context in which `forward` takes what `frozen_outputs` gave in place of images."""
+        self._takes_frozen = True
+        try:
+            yield
+        finally:
+            self._takes_frozen = False
+
     def _pooled(self, images: torch.Tensor) -> torch.Tensor:
         outputs = images
+        if self._takes_frozen and self.only_head_trained:
+            return outputs
         for number, stage in enumerate(self.stages.values()):
+            if number < self._freeze_depth and self._takes_frozen:
+                continue
             if number < self._freeze_depth and self.training:
                 with torch.no_grad():
                     outputs = stage(outputs)

@@ -11,7 +11,7 @@ from pydantic import Field, field_validator, model_validator
 from torch import nn
 
 from imgcls.data.augment import Preprocessing
-from imgcls.data.loading import Loader
+from imgcls.data.loading import Batches
 from imgcls.models.family import StagedModel
 from imgcls.models.freezing import Depth, thaw_schedule
 from imgcls.sections import Section
@@ -77,6 +77,13 @@ class TrainConfig(Section):
     """epoch: depth. From the start of that epoch on only so many stages are frozen, counted as `model.freeze_depth` is,
     with which it begins: {5: 3, 10: 0}. What thaws joins the schedule where it is; what was trained before goes on as
     it was."""
+    cache_features: Annotated[int, Field(ge=1, le=100_000)] | Literal["auto", "off"] = "auto"
+    """What the frozen stages give of the images, computed once and kept for all epochs and all trainings with the same
+    frozen weights, images and variation, in up to `data.store_budget` GiB of its own. A number: so many views of each
+    training image, varied as in so many first epochs; later epochs go through them again in other orders. As many views
+    as epochs change no figure; fewer vary the images less. off: computed anew in every epoch. auto: one view where
+    images are not varied; where they are and only the head is trained two, or one for every ten epochs; if that is
+    faster and fits. Else off, as with mixup and cutmix. What `unfreeze` thaws ends it."""
     checkpoint_minutes: Annotated[float, Field(gt=0)] | None = 10.0
     """Minutes after which an epoch that is still in work is saved, again and again, beside the checkpoint at every
     epoch's end; null saves only there."""
@@ -194,8 +201,8 @@ def build_trainer(
 
 def fit(
     model: nn.Module,
-    train: Loader,
-    val: Loader,
+    train: Batches,
+    val: Batches,
     *,
     config: TrainConfig,
     optim: OptimConfig,

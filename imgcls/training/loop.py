@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
-from imgcls.data.loading import Batch, Loader
+from imgcls.data.loading import Batch, Batches
 from imgcls.errors import UserError
 from imgcls.models.family import StagedModel
 from imgcls.tables import History, Row
@@ -72,8 +72,8 @@ class Loop:
     def __init__(
         self,
         trainer: Trainer,
-        train: Loader,
-        val: Loader,
+        train: Batches,
+        val: Batches,
         rules: Rules,
         plan: Plan,
         keeper: Keeper,

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from imgcls.data.augment import Preprocessing
-from imgcls.data.loading import Batch, Loader
+from imgcls.data.loading import Batch, Batches
 from imgcls.errors import UserError
 from imgcls.evaluation.metrics import confusion_matrix, macro_f1
 from imgcls.models.family import StagedModel
@@ -234,7 +234,7 @@ class Trainer:
             self._plateau.observe(self._optim, row[self._optim.plateau_monitor])
 
     @torch.no_grad()
-    def evaluate(self, loader: Loader, stop: Callable[[], bool]) -> Row | None:
+    def evaluate(self, loader: Batches, stop: Callable[[], bool]) -> Row | None:
         """Loss, accuracy and macro F1 over a loader, of the averaged weights where there are any, or None where it was
         stopped. Where several processes share the batches, the figures are those of all images.
 
@@ -363,6 +363,8 @@ class Trainer:
     def _to_device(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         images = batch.images.to(self._plan.device, non_blocking=True)
         labels = batch.labels.to(self._plan.device, non_blocking=True)
+        if batch.is_features:
+            return images, labels
         return self._plan.arrange(self._preprocessing.to_input(images)), labels
 
 

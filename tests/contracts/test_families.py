@@ -193,6 +193,19 @@ def test_it_freezes_and_thaws_to_any_depth(config: ModelConfig) -> None:
         assert trained == set(model.stage_names[depth:])
 
 
+def test_the_frozen_part_and_the_rest_give_the_logits_of_the_whole(config: ModelConfig) -> None:
+    model = stirred(made(config))
+    images = torch.randn(2, 3, SIZE, SIZE)
+    with torch.no_grad():
+        logits = model.eval()(images)
+        for depth in range(len(model.stage_names)):
+            model.freeze(depth)
+            outputs = model.frozen_outputs(images)
+            with model.taking_frozen():
+                assert torch.equal(model(outputs), logits)
+            assert torch.equal(model(images), logits)
+
+
 def test_it_can_be_described_and_the_figures_add_up(config: ModelConfig) -> None:
     model = made(config)
     table = describe(model, image_size=64, in_channels=3)

@@ -437,3 +437,35 @@ def test_processes_share_stored_images_and_those_of_workers() -> None:
             for rank in range(2)
         ]  # fmt: skip
         assert [[len(batch.images) for batch in part.epoch(0)] for part in parts] == [[2, 1], [2, 0]]
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_pass_over_each_image_once_is_an_epoch_and_what_that_leaves_over(num_workers: int) -> None:
+    batches = loader(num_workers=num_workers, count=13)
+    once, epoch = list(batches.each_once(2)), list(batches.epoch(2))
+    assert sorted(row for rows, _ in once for row in rows) == list(range(13))
+    assert (len(epoch), [len(rows) for rows, _ in once]) == (3, [4, 4, 4, 1])
+    for (rows, batch), usual in zip(once, epoch, strict=False):
+        assert torch.equal(batch.images, usual.images)
+        assert (batch.seed, batch.labels.tolist()) == (usual.seed, list(rows))
+    assert [batch.seed for batch in batches.epoch(2)] == [batch.seed for batch in epoch]  # as before
+
+
+def test_a_pass_in_the_images_own_order_is_epoch_0() -> None:
+    assert [row for rows, _ in loader().each_once(0) for row in rows] == list(range(COUNT))
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_an_epoch_can_start_inside(num_workers: int) -> None:
+    batches = loader(num_workers=num_workers)
+    whole, rest = list(batches.epoch(2)), list(batches.epoch(2, start=3))
+    assert [batch.seed for batch in rest] == [batch.seed for batch in whole[3:]]
+    assert all(torch.equal(a.images, b.images) for a, b in zip(whole[3:], rest, strict=True))
+
+
+def test_an_epoch_of_something_else_has_the_same_rows_labels_and_seeds() -> None:
+    batches = loader()
+    found = list(batches.epoch_of(2, lambda rows: torch.tensor([float(row) for row in rows]), start=1))
+    for batch, usual in zip(found, list(batches.epoch(2))[1:], strict=True):
+        assert (batch.images.tolist(), batch.labels.tolist()) == (usual.labels.tolist(), usual.labels.tolist())
+        assert (batch.seed, batch.is_features, usual.is_features) == (usual.seed, True, False)

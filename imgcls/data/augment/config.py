@@ -57,6 +57,11 @@ class AugmentConfig(Section):
     """Channel means and deviations: ImageNet's, measured on the training images, those that model.weights was trained
     with, or none (0..1 as it is). auto: the weights' where they are known, else ImageNet's."""
 
+    @property
+    def is_varied(self) -> bool:
+        """Whether an epoch may show an image in another way than the one before; so may every written pipeline."""
+        return self.pipeline is not None or self.preset != "none" or bool(self.horizontal_flip)
+
     @field_validator("pipeline", mode="before")
     @classmethod
     def _is_of_albumentations(cls, value: Any, info: ValidationInfo) -> Any:
