@@ -92,6 +92,16 @@ def test_one_kind_can_be_cleared(filled: Path, kind: str) -> None:
 
 
 @pytest.mark.usefixtures("filled")
+def test_features_are_listed_and_cleared_as_a_kind_of_their_own() -> None:
+    put("features", "0f", 2048, 8, "resnet18 up to layer4, features of train images of photos, view 1")
+    told = data_cache.run().splitlines()[1].split(maxsplit=1)
+    assert (told[0], told[1][:22]) == ("features", "resnet18 up to layer4,")
+    data_cache.run(clear="features")
+    assert "features" not in kinds()
+    assert "store" in kinds()
+
+
+@pytest.mark.usefixtures("filled")
 def test_a_kind_that_there_is_not_is_an_error_that_lists_them() -> None:
     with pytest.raises(UserError, match=r"unknown kind 'stor'; known: .*store, torchvision, weights\. Did you mean"):
         data_cache.run(clear="stor")
