@@ -103,12 +103,12 @@ train:
   monitor: val/acc
   patience: null
   unfreeze: {}
+  cache_features: auto
   checkpoint_minutes: 10.0
   keep_best: 0
   on_nan: stop
   processes: 1
   sync_batch_norm: false
-  cache_features: auto
   output_dir: outputs
 evaluate:
   top_k: 3

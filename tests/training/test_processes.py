@@ -123,7 +123,7 @@ def trained(group: Group, folder: Path, weighted: bool, batch_size: int) -> tupl
 
     train, val = loaders(group, batch_size)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("imgcls.training.fit.Totals", Recorded)
+        patch.setattr("imgcls.training.loop.Totals", Recorded)
         rows = list(
             fit(
                 model,
