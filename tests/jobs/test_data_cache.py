@@ -101,6 +101,7 @@ def test_features_are_listed_and_cleared_as_a_kind_of_their_own() -> None:
     assert "store" in kinds()
 
 
+@pytest.mark.usefixtures("filled")
 def test_a_kind_that_there_is_not_is_an_error_that_lists_them() -> None:
     with pytest.raises(UserError, match=r"unknown kind 'stor'; known: .*store, torchvision, weights\. Did you mean"):
         data_cache.run(clear="stor")
