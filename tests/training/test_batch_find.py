@@ -173,10 +173,11 @@ def test_another_error_is_not_taken_for_that(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_the_peak_of_memory_is_that_of_the_context() -> None:
     with peak_memory("cpu") as peak:
-        block = np.ones(64 * MIB, np.uint8)
+        block = np.ones(256 * MIB, np.uint8)
         for _ in range(20):
             block += 1
-    assert 60 * MIB < peak() < 120 * MIB
+    # What tests before it left may be given back meanwhile.
+    assert 128 * MIB < peak() < 400 * MIB
 
 
 def test_some_but_not_all_memory_may_be_taken() -> None:
