@@ -113,8 +113,9 @@ def measure(
         plan=prepared.plan,
         class_weights=class_weights,
         mixing=mixing,
+        stop=signals.stop,
     )
-    data = Data(whole, preprocessing=prepared.preprocessing, device=prepared.plan.device)
+    data = Data(whole, preprocessing=prepared.preprocessing, device=prepared.plan.device, stop=signals.stop)
     a_turn = seconds / (turns + 1)
     compute.images_per_s(0)
     batches_per_s = min(compute.images_per_s(0.2 * a_turn), data.images_per_s(0.1 * a_turn)) / recipe.train.batch_size

@@ -2,7 +2,7 @@
 
 import copy
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import count, islice
 
@@ -53,6 +53,7 @@ class Compute:
         plan: where and how to compute.
         class_weights: (C,) weight of each class in the loss.
         mixing: of images with each other.
+        stop: when true, a measurement ends early.
     """
 
     def __init__(
@@ -66,7 +67,9 @@ class Compute:
         plan: Plan,
         class_weights: npt.NDArray[np.float64] | None = None,
         mixing: Mixing | None = None,
+        stop: Callable[[], bool] = lambda: False,
     ) -> None:
+        self._stop = stop
         self._batch, self._device = batch, plan.device
         self._trainer = build_trainer(
             copy.deepcopy(model), config, optim, preprocessing, plan, class_weights, mixing,
@@ -77,7 +80,7 @@ class Compute:
     def images_per_s(self, seconds: float) -> float:
         """Images a second over about so many seconds, two steps at least."""
         begin, steps = time.perf_counter(), 0
-        while steps < 2 or time.perf_counter() - begin < seconds:
+        while steps < 2 or (time.perf_counter() - begin < seconds and not self._stop()):
             self._trainer.step(self._batch, steps_per_epoch=1000, totals=self._totals)
             if self._device == "cpu" or steps % 20 == 19:
                 self._totals.means()  # as the loop reads them; on a GPU this waits for what it was given
@@ -93,9 +96,13 @@ class Data:
         train: the training batches.
         preprocessing: of the recipe.
         device: where the input is wanted.
+        stop: when true, a measurement ends early.
     """
 
-    def __init__(self, train: Loader, *, preprocessing: Preprocessing, device: str) -> None:
+    def __init__(
+        self, train: Loader, *, preprocessing: Preprocessing, device: str, stop: Callable[[], bool] = lambda: False
+    ) -> None:
+        self._stop = stop
         self._train, self._preprocessing, self._device = train, preprocessing, device
         self._epochs = count(1)
 
@@ -106,7 +113,7 @@ class Data:
             for batch in self._train.epoch(next(self._epochs)):
                 self._preprocessing.to_input(batch.images.to(self._device, non_blocking=True))
                 batches, images = batches + 1, images + len(batch.labels)
-                if batches >= 2 and time.perf_counter() - begin >= seconds:
+                if batches >= 2 and (time.perf_counter() - begin >= seconds or self._stop()):
                     if self._device == "cuda":
                         torch.cuda.synchronize()
                     return images / (time.perf_counter() - begin)
