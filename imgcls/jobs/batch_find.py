@@ -1,6 +1,5 @@
 """The verb `batch-find`: how fast batches of each size train and how many images fit, as one MLflow run."""
 
-import secrets
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -8,11 +7,11 @@ import pandas as pd
 
 from imgcls.errors import UserError
 from imgcls.jobs.console import Console
+from imgcls.jobs.measuring import start_measuring
 from imgcls.jobs.prepare import Prepared, prepare
-from imgcls.jobs.record import before_run, common_tags, log_data, report_end, within_run
+from imgcls.jobs.record import before_run, log_data, report_end, within_run
 from imgcls.jobs.signals import Signals
 from imgcls.recipe import Resolved
-from imgcls.tracking import run as tracking
 from imgcls.tracking.run import TrackedRun
 from imgcls.training.batch_find import Found, Tried, measurer, memory_free, search
 
@@ -58,10 +57,7 @@ def run_batch_find(
             raise UserError(f"there are too few training images ({most}); expected two or more.")
         signals.hold()
         recipe = prepared.recipe
-        name = f"batch-find-{recipe.model.family}-{Path(recipe.data.origin).name}-{secrets.token_hex(2)}"
-        tags = {"imgcls.family": recipe.model.family, "imgcls.plan": str(prepared.plan)}
-        tags |= common_tags("batch_find", resolved, prepared.manifest)
-        run = tracking.start(Path(recipe.train.output_dir), name=name, tags=tags)
+        run = start_measuring("batch_find", prepared, console)
     with within_run(run, console, signals, shows=SHOWS):
         run.log_params(recipe.flat())
         log_data(run, recipe.data, prepared.manifest, context="batch_find")
@@ -91,7 +87,7 @@ def _search(
             figures = {"batch_find/images_per_s": tried.images_per_s, "batch_find/memory_mib": tried.memory / MIB}
             run.log_metrics(figures, step=tried.batch_size)
 
-    with signals.deferred():
+    with signals.deferred(), prepared.plan.threaded():
         found = search(
             measurer(
                 prepared.model,

@@ -1,6 +1,5 @@
 """The verb `lr-find`: a learning-rate range test of a recipe as one MLflow run, with a figure and a suggestion."""
 
-import secrets
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,11 +9,11 @@ import pandas as pd
 from imgcls.data.balance import LOSS_BALANCES
 from imgcls.evaluation import plots
 from imgcls.jobs.console import Console
+from imgcls.jobs.measuring import start_measuring
 from imgcls.jobs.prepare import Prepared, prepare
-from imgcls.jobs.record import before_run, common_tags, log_data, report_end, within_run
+from imgcls.jobs.record import before_run, log_data, report_end, within_run
 from imgcls.jobs.signals import Signals
 from imgcls.recipe import Resolved
-from imgcls.tracking import run as tracking
 from imgcls.tracking.run import TrackedRun
 from imgcls.training.lr_find import HIGHEST, LOWEST, STEPS, RangeTest, Suggestion, check_range, range_test, suggest
 from imgcls.training.mixing import build_mixing
@@ -66,10 +65,7 @@ def run_lr_find(
         prepared = prepare(resolved, console)
         signals.hold()
         recipe = prepared.recipe
-        name = f"lr-find-{recipe.model.family}-{Path(recipe.data.origin).name}-{secrets.token_hex(2)}"
-        tags = {"imgcls.family": recipe.model.family, "imgcls.plan": str(prepared.plan)}
-        tags |= common_tags("lr_find", resolved, prepared.manifest)
-        run = tracking.start(Path(recipe.train.output_dir), name=name, tags=tags)
+        run = start_measuring("lr_find", prepared, console)
     with within_run(run, console, signals, shows=SHOWS):
         about = {"lr_find.lowest": lowest, "lr_find.highest": highest, "lr_find.steps": num_steps}
         run.log_params({**recipe.flat(), **about})
@@ -89,7 +85,7 @@ def _test(
     prepared: Prepared, console: Console, signals: Signals, *, lowest: float, highest: float, num_steps: int
 ) -> RangeTest:
     recipe = prepared.recipe
-    with signals.deferred():
+    with signals.deferred(), prepared.plan.threaded():
         test = range_test(
             prepared.model,
             prepared.train,

@@ -1,7 +1,6 @@
 """The verb `profile`: how fast a training is, how fast its parts could be, and what holds it up, as one MLflow run."""
 
 import json
-import secrets
 import sys
 import time
 from dataclasses import dataclass
@@ -14,9 +13,10 @@ from imgcls.data.balance import LOSS_BALANCES
 from imgcls.data.loading import num_cores
 from imgcls.errors import UserError
 from imgcls.jobs.console import Console
+from imgcls.jobs.measuring import start_measuring
 from imgcls.jobs.prepare import Prepared, prepare
 from imgcls.jobs.profile_report import Diagnosis, Facts, Profile, as_json, as_text, diagnose, metrics
-from imgcls.jobs.record import before_run, common_tags, log_data, report_end, within_run
+from imgcls.jobs.record import before_run, log_data, report_end, within_run
 from imgcls.jobs.signals import Signals
 from imgcls.recipe import Resolved
 from imgcls.tracking import run as tracking
@@ -72,14 +72,11 @@ def run_profile(
             raise UserError(f"there are too few training images ({prepared.train.num_images}); expected two or more.")
         signals.hold()
         recipe = prepared.recipe
-        name = f"profile-{recipe.model.family}-{Path(recipe.data.origin).name}-{secrets.token_hex(2)}"
-        tags = {"imgcls.family": recipe.model.family, "imgcls.plan": str(prepared.plan)}
-        tags |= common_tags("profile", resolved, prepared.manifest)
-        run = tracking.start(Path(recipe.train.output_dir), name=name, tags=tags)
+        run = start_measuring("profile", prepared, console)
     with within_run(run, console, signals, shows=SHOWS), tracking.system_metrics(run):
         run.log_params({**recipe.flat(), "profile.seconds": seconds, "profile.turns": turns})
         log_data(run, recipe.data, prepared.manifest, context="profile")
-        with signals.deferred():
+        with signals.deferred(), prepared.plan.threaded():
             profile = measure(run, prepared, console, signals, seconds=seconds, turns=turns)
         signals.raise_if_requested()
         diagnosis = diagnose(profile)

@@ -224,3 +224,23 @@ def test_an_option_out_of_range_is_a_mistake(words: list[str], message: str) -> 
     result = CliRunner().invoke(cli, words)
     assert result.exit_code == 2
     assert message in result.stderr
+
+
+def test_one_process_is_measured_whatever_the_recipe_asks_for_and_it_says_so() -> None:
+    result = command("batch-find", *SMALL, "--most", "2", "--train.processes", "2")
+    assert "note: train.processes is 2, but this measures one process with whole batches" in result.output
+    assert result.exit_code == 0
+
+
+def test_a_range_test_computes_with_the_threads_of_the_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    real = lr_find.range_test
+
+    def spy(*args: Any, **options: Any) -> Any:
+        seen.append(torch.get_num_threads())
+        return real(*args, **options)
+
+    monkeypatch.setattr(lr_find, "range_test", spy)
+    plan = "{precision: fp32, layout: nchw, compile: false, threads: 2}"
+    assert command("lr-find", *SMALL, "--steps", "10", "--train.plan", plan).exit_code == 0
+    assert seen == [2]
