@@ -135,7 +135,8 @@ def test_a_profile_prints_its_table_and_is_a_run(tmp_path: Path) -> None:
     assert (run.info.status, run.data.tags["imgcls.verb"]) == ("FINISHED", "profile")
     assert run.data.params["train.batch_size"] == "64"
     figures = run.data.metrics
-    assert 0 < figures["profile/loop_images_per_s"] < figures["profile/data_images_per_s"]
+    rates = [figures[f"profile/{part}_images_per_s"] for part in ("compute", "data", "loop")]
+    assert min(rates) > 0  # which is the greatest, other work on the machine may turn round
     assert figures["profile/ratio"] > 0.1
     assert "best/val_acc" not in figures, "it is no training to compare with others"
     table = pd.read_csv(downloaded(run, "tables/profile.csv", tmp_path))
