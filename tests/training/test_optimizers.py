@@ -156,3 +156,34 @@ def test_the_l1_penalty_has_the_gradient_that_autograd_gives_it(spared: bool) ->
     for parameter, gradient in zip(model.parameters(), expected, strict=True):
         assert parameter.grad is not None
         assert torch.allclose(parameter.grad, gradient, atol=1e-4)
+
+
+@pytest.mark.parametrize("memory", [torch.contiguous_format, torch.channels_last])
+def test_muon_takes_a_convolution_for_a_matrix_in_any_layout(memory: torch.memory_format) -> None:
+    def network() -> nn.Sequential:
+        torch.manual_seed(3)
+        return nn.Sequential(
+            nn.Conv2d(1, 4, 3), nn.Conv2d(4, 6, 3), nn.Conv2d(6, 6, 1, groups=6), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+        )
+
+    model, twin = network().to(memory_format=memory), network()
+    optimizer = build_optimizer(OptimConfig(optimizer="muon", lr=0.05, weight_decay=0.1), model)
+    moved = {id(p) for group in optimizer.param_groups if group["muon"] for p in group["params"]}
+    assert [name for name, p in model.named_parameters() if id(p) in moved] == ["1.weight"]
+    assert isinstance(twin[1], nn.Conv2d)
+    matrix = nn.Parameter(twin[1].weight.detach().flatten(1).clone())
+    muon = torch.optim.Muon([matrix], lr=0.05, weight_decay=0.1, momentum=0.9, adjust_lr_fn="match_rms_adamw")
+    for _ in range(3):
+        images = torch.rand(4, 1, 9, 9)
+        for net in (model, twin):
+            net.zero_grad()
+            torch.autograd.backward(net(images).square().sum())
+        assert twin[1].weight.grad is not None
+        matrix.grad = twin[1].weight.grad.flatten(1)
+        optimizer.step()
+        muon.step()  # type: ignore[no-untyped-call]
+        twin.load_state_dict(model.state_dict())
+        assert isinstance(model[1], nn.Conv2d)
+        # bfloat16 inside: another order of the columns rounds otherwise
+        assert torch.allclose(model[1].weight.flatten(1), matrix, atol=2e-3)
+        matrix.data.copy_(model[1].weight.detach().flatten(1))
