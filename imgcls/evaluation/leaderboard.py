@@ -83,7 +83,7 @@ def leaderboard(table: pd.DataFrame) -> pd.DataFrame:
     board = both[columns].copy()
     board.insert(0, "trial", names)
     ranks = [*range(1, len(ranked) + 1), *[None] * len(rest)]
-    board.insert(0, "rank", pd.array(ranks, dtype="Int64"))
+    board.insert(0, "rank", pd.Series(ranks, index=board.index, dtype="Int64"))
     if len(objectives) > 1:
         front = set(pareto(table, objectives).index)
         board.insert(3, "front", [index in front for index in both.index])
