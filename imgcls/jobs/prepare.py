@@ -1,9 +1,11 @@
 """From a recipe to data, batches and a network, before there is a run: what every job that trains begins with."""
 
 import json
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -41,6 +43,22 @@ from imgcls.training.measure import Job
 from imgcls.training.plan import Plan, resolve_device
 from imgcls.training.processes import ALONE, Group, check_shares
 from imgcls.training.views import Situation, choose_views, output_bytes
+
+Kept = TypeVar("Kept")
+
+
+class Shelf:
+    """Data that a process which trains again and again, as a sweep's worker does, reads once and keeps."""
+
+    def __init__(self) -> None:
+        self._kept: dict[str, Any] = {}
+
+    def get(self, key: str, make: Callable[[], Kept]) -> Kept:
+        """What is kept under the key, which `make` makes where there is none."""
+        if key not in self._kept:
+            self._kept[key] = make()
+        kept: Kept = self._kept[key]
+        return kept
 
 
 @dataclass(frozen=True)
@@ -115,12 +133,27 @@ def prepare_together(resolved: Resolved, console: Console, group: Group, *, plan
     return prepared
 
 
-def prepare(resolved: Resolved, console: Console, group: Group = ALONE, *, plan: Plan | None = None) -> Prepared:
-    """All of a training but the run; with this plan, or the machine's.
+def prepare(
+    resolved: Resolved,
+    console: Console,
+    group: Group = ALONE,
+    *,
+    plan: Plan | None = None,
+    shelf: Shelf | None = None,
+) -> Prepared:
+    """All of a training but the run.
+
+    Args:
+        resolved: the recipe.
+        console: where to tell of it.
+        group: the processes that train together.
+        plan: where and how to compute; None is the machine's.
+        shelf: what earlier trainings of this process have read.
 
     Raises:
         UserError: the data, the device or the model is not as it must be.
     """
+    shelf = Shelf() if shelf is None else shelf
     recipe = resolved.recipe
     for notice in resolved.notices:
         console.say(f"note: {notice}")
@@ -132,21 +165,19 @@ def prepare(resolved: Resolved, console: Console, group: Group = ALONE, *, plan:
         on_gpu=device == "cuda",
     )
     recipe, pretrained = _with_weights(recipe, console)
-    manifest = scan(recipe.data, progress=console.count)
-    if recipe.data.on_bad_image == "skip":
-        manifest = drop_unreadable(manifest, progress=console.counter("checking images"))
-    manifest = split_data(manifest, recipe.data)
-    for notice in manifest.notices:
-        console.say(f"note: {notice}")
+    manifest, report = shelf.get(
+        recipe.data.model_dump_json(), lambda: _read(recipe, console, with_report=group.is_first)
+    )
     _enough_for_each(manifest, group)
-    report = _check(manifest, recipe, console) if group.is_first else None
     size = resolve_image_size(recipe.augment, manifest.part("train"))
     recipe = recipe.replace({"augment.image_size": size})
     seed_all(recipe.train.seed)
     model, loaded = _build(recipe, manifest.classes, pretrained)
     architecture = _checked(model, recipe, size)
     channels = recipe.data.channels
-    images = _open(manifest, recipe, console)
+    images = shelf.get(
+        f"{manifest.digest} at {size} px, {recipe.data.model_dump_json()}", lambda: _open(manifest, recipe, console)
+    )
     steps = preprocessing(
         recipe.augment,
         size=size,
@@ -184,6 +215,17 @@ def prepare(resolved: Resolved, console: Console, group: Group = ALONE, *, plan:
         resolved, recipe, plan, measured, manifest, steps, train_loader, val_loader, whole_val, model, weights,
         report, loaded, architecture, num_views,
     )  # fmt: skip
+
+
+def _read(recipe: Recipe, console: Console, *, with_report: bool) -> tuple[Manifest, Report | None]:
+    """The images, split, and what is to be said of them."""
+    manifest = scan(recipe.data, progress=console.count)
+    if recipe.data.on_bad_image == "skip":
+        manifest = drop_unreadable(manifest, progress=console.counter("checking images"))
+    manifest = split_data(manifest, recipe.data)
+    for notice in manifest.notices:
+        console.say(f"note: {notice}")
+    return manifest, _check(manifest, recipe, console) if with_report else None
 
 
 def _enough_for_each(manifest: Manifest, group: Group) -> None:

@@ -13,7 +13,7 @@ from imgcls.jobs.signals import Signals, Stopped
 from imgcls.jobs.surroundings import git_commit
 from imgcls.recipe import Resolved
 from imgcls.tables import Manifest
-from imgcls.tracking.run import TrackedRun, fail_attached_run
+from imgcls.tracking.run import Status, TrackedRun, fail_attached_run
 
 
 def common_tags(verb: str, resolved: Resolved, manifest: Manifest) -> dict[str, str]:
@@ -58,6 +58,7 @@ def within_run(
     shows: str,
     rescue: Callable[[], None] = lambda: None,
     can_resume: Callable[[], bool] = lambda: False,
+    ends_as: Callable[[], tuple[Status, str | None]] = lambda: ("FINISHED", None),
 ) -> Iterator[None]:
     """A context for what a job does in its run, which is made while `signals.hold()` is in force; it ends the run.
 
@@ -70,13 +71,14 @@ def within_run(
         shows: what there is to see of the run.
         rescue: called before a broken run is ended, to log what there is of it.
         can_resume: whether a stopped run can be gone on with, asked before it is ended.
+        ends_as: the status and the reason at the context's end, where that is not a plain success.
     """
     run.shield = signals.shielded
     try:
         signals.release()
         yield
         signals.finishing()
-        run.finish("FINISHED")
+        run.finish(*ends_as())
     except Stopped as stopped:
         signals.finishing()
         console.clear()

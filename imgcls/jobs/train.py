@@ -236,7 +236,7 @@ def _follow(prepared: Prepared, signals: Signals, group: Group, checkpoint: Chec
     group.agree(lambda: None)
     ballot = Ballot(group, lambda: signals.requested or 0)
     with signals.deferred(), prepared.plan.threaded():
-        for _ in _rows(prepared, Source(prepared.train, prepared.val), ballot, group, checkpoint):
+        for _ in train_rows(prepared, Source(prepared.train, prepared.val), ballot, group, checkpoint):
             pass
         with suppress(OthersGone):  # it has ended then, too
             group.wait_for("ended")
@@ -304,7 +304,7 @@ def _tracked(
     return result
 
 
-def _rows(
+def train_rows(
     prepared: Prepared,
     source: Source,
     stop: Callable[[], bool],
@@ -372,7 +372,7 @@ def _train(
         run.log_metrics(train_log.metrics(row), step=int(row["epoch"]))
     console.begin_training(done=len(history.rows))
     with signals.deferred(), prepared.plan.threaded():
-        for row in _rows(
+        for row in train_rows(
             prepared, source, ballot, group, checkpoint,
             checkpoints=checkpoints,
             on_step=lambda step: console.step(step, epochs=epochs),

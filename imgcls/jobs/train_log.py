@@ -21,10 +21,10 @@ from imgcls.training.checkpoint import Checkpoint
 from imgcls.training.keeper import BEST, LAST, REWIND, best_row
 
 
-def describe(run: TrackedRun, prepared: Prepared) -> None:
-    """Log what is known before the first epoch."""
+def describe(run: TrackedRun, prepared: Prepared, *, whole: bool = True) -> None:
+    """Log what is known before the first epoch; `whole` with what is the same for all trainings on the same data."""
     recipe, manifest = prepared.recipe, prepared.manifest
-    run.log_params(recipe.flat())
+    run.log_params({name: value for name, value in recipe.flat().items() if not name.startswith("search.")})
     run.log_text(
         f"# The resolved recipe of the MLflow run {run.run_id}.\n# Repeat it with: imgcls train recipe.yaml\n"
         + recipe.to_yaml(),
@@ -39,19 +39,31 @@ def describe(run: TrackedRun, prepared: Prepared) -> None:
         counts = np.bincount(manifest.part("train").labels, minlength=len(manifest.classes))
         weights = {"class": manifest.classes, "train_images": counts, "weight": prepared.class_weights}
         run.log_text(pd.DataFrame(weights).to_csv(index=False), "tables/class_weights.csv")
+    if whole:
+        describe_data(run, prepared)
+    _describe_model(run, prepared)
+
+
+def describe_data(run: TrackedRun, prepared: Prepared) -> None:
+    """Log what was left out of the data, what its check found, and a figure of its variations."""
+    manifest = prepared.manifest
     if manifest.skipped:
         lines = [json.dumps({"path": item.path, "reason": item.reason}) for item in manifest.skipped]
         run.log_text("\n".join(lines) + "\n", "tables/skipped.jsonl")
-    data_preview.draw(recipe, manifest, run.file("plots/augmentation.png"))
+    data_preview.draw(prepared.recipe, manifest, run.file("plots/augmentation.png"))
     run.log_file("plots/augmentation.png")
     if manifest.notices:
         run.log_text("\n".join(manifest.notices) + "\n", "tables/notices.txt")
+    if prepared.report is not None:
+        run.log_text(json.dumps(prepared.report.to_dict(), ensure_ascii=False), "tables/data_check.json")
+
+
+def _describe_model(run: TrackedRun, prepared: Prepared) -> None:
+    """Log the network, its weights, and the execution plan's measurements."""
     if prepared.weights is not None:
         table = pd.DataFrame([asdict(row) for row in prepared.weights.rows])
         table["shape"] = ["x".join(str(side) for side in row.shape) for row in prepared.weights.rows]
         run.log_text(table.to_csv(index=False), "tables/weights.csv")
-    if prepared.report is not None:
-        run.log_text(json.dumps(prepared.report.to_dict(), ensure_ascii=False), "tables/data_check.json")
     if len(prepared.measured):
         run.log_text(prepared.measured.to_csv(index=False), "tables/plan.csv")
     table = prepared.architecture
@@ -73,6 +85,24 @@ def metrics(row: Row) -> dict[str, float]:
 
 def conclude(run: TrackedRun, prepared: Prepared, history: History, console: Console) -> tuple[Predictions, Classifier]:
     """Log what follows from the best weights: predictions, tables, figures, checkpoints, the model."""
+    recipe, manifest = prepared.recipe, prepared.manifest
+    predictions = log_best(run, prepared, history)
+    log_checkpoints(run)
+    classifier = Classifier(
+        prepared.model.to("cpu").eval(),
+        recipe.model,
+        prepared.preprocessing,
+        manifest.classes,
+        min(recipe.evaluate.top_k, len(manifest.classes)),
+    )
+    classifier.save(run.folder / "classifier")
+    console.say("logging the model …")
+    run.log_model("classifier", top_k=classifier.top_k)
+    return predictions, classifier
+
+
+def log_best(run: TrackedRun, prepared: Prepared, history: History) -> Predictions:
+    """Put the best weights into the model, and log what it says of the validation images, with tables and figures."""
     recipe, manifest, model = prepared.recipe, prepared.manifest, prepared.model
     model.load_state_dict(Checkpoint.load(run.file(f"checkpoints/{BEST}")).model)
     predictions = predict(
@@ -96,18 +126,7 @@ def conclude(run: TrackedRun, prepared: Prepared, history: History, console: Con
     plots.save(plots.confusion(counts, manifest.classes, title=title), run.file("plots/confusion_val.png"))
     run.log_file("plots/curves.png")
     run.log_file("plots/confusion_val.png")
-    log_checkpoints(run)
-    classifier = Classifier(
-        model.to("cpu").eval(),
-        recipe.model,
-        prepared.preprocessing,
-        manifest.classes,
-        min(recipe.evaluate.top_k, len(manifest.classes)),
-    )
-    classifier.save(run.folder / "classifier")
-    console.say("logging the model …")
-    run.log_model("classifier", top_k=classifier.top_k)
-    return predictions, classifier
+    return predictions
 
 
 def log_checkpoints(run: TrackedRun) -> None:

@@ -214,33 +214,38 @@ class TrackedRun:
                     self._save()
 
 
-def start(output_dir: Path, *, name: str, tags: Mapping[str, str]) -> TrackedRun:
+def start(output_dir: Path, *, name: str, tags: Mapping[str, str], parent: str | None = None) -> TrackedRun:
     """Attach to the run that `mlflow run` made (MLFLOW_RUN_ID), or make one.
 
     Args:
         output_dir: the run's work folder is made in it.
         name: the run's name, if it is made here.
         tags: set on the run beside MLflow's own (user, source, git commit).
+        parent: the run that it is nested in; such a run is always made here.
 
     Raises:
         UserError: the store does not answer, or the folder cannot be written. No run is made then.
     """
     store = connect()
     _check_writable(output_dir)
-    run_id = os.environ.get("MLFLOW_RUN_ID")
+    if parent is not None:
+        tags = {**tags, "mlflow.parentRunId": parent}
+    run_id = os.environ.get("MLFLOW_RUN_ID") if parent is None else None
     if run_id is None:
         from mlflow.tracking.context.registry import resolve_tags
 
         logging.getLogger("mlflow.tracking.context").setLevel(logging.ERROR)
         try:
             every_tag = resolve_tags(dict(tags))
-            run_id = store.client.create_run(store.experiment_id, tags=every_tag, run_name=name).info.run_id
+            with store.writing():
+                run_id = store.client.create_run(store.experiment_id, tags=every_tag, run_name=name).info.run_id
         except Exception as error:
             with contextlib.suppress(OSError):  # it holds other runs' files
                 output_dir.rmdir()
             raise UserError(f"the tracking store {store.uri} takes no new run: {_reason(error)}") from error
     run = TrackedRun(store, run_id, (output_dir / run_id).absolute())
-    os.environ.pop("MLFLOW_RUN_ID", None)  # the next run of this process is another one
+    if parent is None:
+        os.environ.pop("MLFLOW_RUN_ID", None)  # the next run of this process is another one
     run.set_tags({**tags, OWNER_TAG: claim(run.folder, uri=store.uri, run_id=run_id)})
     return run
 
@@ -350,6 +355,11 @@ def _save_spool(folder: Path, uri: str, run_id: str, unsent: Sequence[Operation]
 
 def apply(store: Store, run_id: str, folder: Path, operation: Operation) -> None:
     """Do one operation on the store."""
+    with store.writing():
+        _apply(store, run_id, folder, operation)
+
+
+def _apply(store: Store, run_id: str, folder: Path, operation: Operation) -> None:
     from mlflow.entities import Metric, Param, RunTag
 
     client, kind = store.client, operation["op"]
