@@ -258,9 +258,10 @@ def _work(
             workers.end(signals)
             for name in workers.names:
                 _close_abandoned(run, sweep.requeue_of(name))
+            if report is not None:
+                report.overheads += workers.overheads()
     _tell(sweep.table(), seen, sweep, console)
     if report is not None:
-        report.overheads += workers.overheads()
         for run_id in running_children(run.store, list(parents.values())):
             if not any(run_id == row for row in sweep.table().query("state == 'running'")["run_id"]):
                 close(run.store, run_id, "KILLED", {"imgcls.trial_state": "killed"})

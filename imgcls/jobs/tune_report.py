@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from functools import partial
 from statistics import fmean
 from typing import Any
 
@@ -20,6 +21,13 @@ LEAST_S = 15.0
 """Seconds between two times that all is written, at least."""
 MOST_SHARE = 0.05
 """What writing may take of a sweep's time."""
+_OF_ONE = {
+    "history": sweep_plots.optimisation_history,
+    "parallel": sweep_fields.parallel_coordinates,
+    "slices": sweep_fields.slices,
+    "families": sweep_plots.families,
+}
+"""The figures of one objective."""
 METRICS = {"val/acc": "best/val_acc", "val/f1": "best/val_f1", "val/loss": "best/val_loss"}
 
 
@@ -85,19 +93,15 @@ class Report:
         figures: dict[str, Callable[[], Figure]] = {}
         for objective in self.objectives:
             after = "" if objective == self.objectives[0] else "_" + objective.replace("/", "_")
-            figures |= {
-                f"history{after}": lambda objective=objective: sweep_plots.optimisation_history(table, objective),
-                f"parallel{after}": lambda objective=objective: sweep_fields.parallel_coordinates(table, objective),
-                f"slices{after}": lambda objective=objective: sweep_fields.slices(table, objective),
-                f"families{after}": lambda objective=objective: sweep_plots.families(table, objective),
-            }
+            for name, draw in _OF_ONE.items():
+                figures[name + after] = partial(draw, table, objective)
         if len(self.objectives) > 1:
-            figures["pareto"] = lambda: sweep_plots.pareto(table, self.objectives)
+            figures["pareto"] = partial(sweep_plots.pareto, table, self.objectives)
         known = {family: self._sweep.importance(family) for family in self._sweep.families}
         shares = {family: found[0] for family, found in known.items() if found is not None}
         if shares:
             evaluator = next(found[1] for found in known.values() if found is not None)
-            figures["importance"] = lambda: sweep_fields.importance(shares, evaluator)
+            figures["importance"] = partial(sweep_fields.importance, shares, evaluator)
         return figures
 
     def _log_best(self, table: pd.DataFrame, ended: int) -> None:

@@ -5,13 +5,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic import JsonValue
+
 from imgcls.errors import UserError
 from imgcls.jobs.console import Console
 from imgcls.jobs.prepare import Prepared, Shelf, prepare
 from imgcls.models.freezing import resolve_depth
 from imgcls.recipe import Recipe, Resolved
-from imgcls.tuning.ranges import ChoiceRange, FloatRange, IntRange
-from imgcls.tuning.space import Range, Space
+from imgcls.tuning.ranges import ChoiceRange, FloatRange, IntRange, Range
+from imgcls.tuning.space import Space
 
 LR_SPAN = 10.0
 """By default the learning rate is searched from a so many times smaller one than the recipe's to a larger one."""
@@ -120,13 +122,17 @@ def first_values(prepared: Prepared, space: Space) -> dict[str, Any]:
 
 def _default_ranges(prepared: Prepared) -> dict[str, Range]:
     recipe, num_train = prepared.recipe, prepared.manifest.counts()["train"]
-    own = recipe.train.batch_size
-    sizes = sorted({own, *(size for size in BATCH_SIZES if size * LEAST_STEPS <= num_train)})
+    own, lr = recipe.train.batch_size, recipe.optim.lr
+    sizes: list[JsonValue] = sorted({own, *(size for size in BATCH_SIZES if size * LEAST_STEPS <= num_train)})
     return {
-        "optim.lr": FloatRange(type="float", low=recipe.optim.lr / LR_SPAN, high=recipe.optim.lr * LR_SPAN, log=True),
+        "optim.lr": FloatRange(type="float", low=_rounded(lr / LR_SPAN), high=_rounded(lr * LR_SPAN), log=True),
         "train.batch_size": ChoiceRange(type="choice", values=sizes),
         "model.freeze_depth": IntRange(type="int", low=0, high=len(prepared.model.stage_names) - 1),
     }
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.3g}")
 
 
 def _all_fields(recipe: Recipe) -> dict[str, Any]:
