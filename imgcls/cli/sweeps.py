@@ -12,11 +12,19 @@ from imgcls.cli.words import OVERRIDABLE, job, recipe_words
 @recipe_words()
 @click.option("--families", metavar="NAME,…", help="Model families, a study each; default is the recipe's own.")
 @click.option("--trials", type=click.IntRange(1), help="Trials of all families together (search.trials).")
-@click.option("--time-limit", metavar="TIME", help="Begin no trial after 90s, 30m, 2h, 1h30m (search.time_limit).")
+@click.option(
+    "--time-limit", "--time_limit", metavar="TIME", help="Begin no trial after 90s, 30m, 2h, 1h30m (search.time_limit)."
+)
 @click.option("--workers", metavar="N", help="Processes on this machine, or auto (search.workers).")
 @click.option("--storage", metavar="URL", help="Database of the studies, shared by all machines; default ./optuna.db.")
 @click.option("--name", help="The sweep's name; the same command and name goes on with it, or joins it.")
-@click.option("--more-trials", default=0, type=click.IntRange(0), help="Add so many trials to a sweep that there is.")
+@click.option(
+    "--more-trials",
+    "--more_trials",
+    default=0,
+    type=click.IntRange(0),
+    help="Add so many trials to a sweep that there is.",
+)
 def tune(
     words: tuple[str, ...],
     families: str | None,
