@@ -71,6 +71,8 @@ def test_each_family_has_its_colour_in_all_figures_and_pruned_trials_are_hollow(
     assert {"best so far", "pruned", "failed"} <= set(names)
     other = [text.get_text() for text in plots.families(table, "val/acc").legends[0].get_texts()]
     assert other[:3] == names[:3]
+    bare = table.assign(**{"val/acc": table["val/acc"].where(table["state"] == "complete")})
+    figure = plots.optimisation_history(bare, "val/acc")  # what they reported last is in their curves
     hollow = [
         len(points.get_offsets())  # type: ignore[arg-type]
         for points in figure.axes[0].collections
@@ -100,6 +102,14 @@ def test_one_hopeless_trial_does_not_squeeze_the_others() -> None:
     low, high = shown_range(np.array([0.3, 0.31, 0.35, 0.4, 1e6]), "val/loss")
     assert low < 0.3
     assert high < 1
+
+
+def test_a_diverged_trial_does_not_squeeze_the_front() -> None:
+    table = trial_table(40).rename(columns={"val/acc": "val/loss"})
+    table.loc[0, "val/loss"] = 1e6
+    figure = plots.pareto(table, ["val/loss", "speed/images_per_s"])
+    assert figure.axes[0].get_ylim()[1] < 10
+    assert figure.axes[0].get_title() == "some trials are far behind, off the axes"
 
 
 def test_learning_rates_stand_on_a_logarithmic_axis_and_dropouts_on_a_linear_one() -> None:

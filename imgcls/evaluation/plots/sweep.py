@@ -31,8 +31,8 @@ MOST_NAMED = 12
 def optimisation_history(table: pd.DataFrame, objective: str) -> Figure:
     """Each trial's value in the order in which they ended, with the best so far of each family as a step line.
 
-    Pruned trials are hollow, at the last value they reported; failed ones are crosses at the foot. What lies far below
-    the others is drawn as a triangle on the edge.
+    Pruned trials are hollow, at the last value they reported; failed ones are crosses on the edge, on the worse
+    side. What lies far behind the others is drawn as a triangle there.
     """
     ended = table[table["state"].isin(["complete", "pruned", "failed"])]
     ended = ended.assign(_end=ended["started"].astype(float) + ended["seconds"].astype(float))
@@ -40,12 +40,13 @@ def optimisation_history(table: pd.DataFrame, objective: str) -> Figure:
     if finished(ended, objective).empty:
         return saying(f"Optimisation history: {NOTHING_YET}")
     styles = family_styles(table)
-    order, values, states = np.arange(1, len(ended) + 1), values_of(ended, objective), ended["state"].to_numpy()
+    order, values, states = np.arange(1, len(ended) + 1), _reached(ended, objective), ended["state"].to_numpy()
     complete = (states == "complete") & ~np.isnan(values)
     figure = Figure(figsize=(10, 4.8), layout="constrained")
     axes = figure.subplots()
     low, high = shown_range(values[complete], objective)
     size = 34 if len(ended) <= 120 else 14
+    foot = 0.98 if is_minimised(objective) else 0.02
     for family, (colour, marker) in styles.items():
         own = (ended["family"] == family).to_numpy()
         kept = own & complete
@@ -54,7 +55,7 @@ def optimisation_history(table: pd.DataFrame, objective: str) -> Figure:
         points(axes, order[pruned], values[pruned], (low, high), colour=colour, marker=marker, size=size, hollow=True)
         failed = own & (states == "failed")
         axes.scatter(
-            order[failed], np.full(failed.sum(), 0.02), marker="x", s=size, color=colour, lw=1.4, clip_on=False,
+            order[failed], np.full(failed.sum(), foot), marker="x", s=size, color=colour, lw=1.4, clip_on=False,
             transform=axes.get_xaxis_transform(), zorder=4,
         )  # fmt: skip
         if kept.any():
@@ -75,6 +76,17 @@ def optimisation_history(table: pd.DataFrame, objective: str) -> Figure:
     ]
     legend(figure, [*family_keys(styles), *kinds])
     return figure
+
+
+def _reached(table: pd.DataFrame, objective: str) -> Floats:
+    """(N,) values; of a pruned trial without one the last that it reported, which is of the first objective."""
+    values = values_of(table, objective)
+    if objective != leaderboard.objectives_of(table)[0]:
+        return values
+    last = np.array([curve[-1] if len(curve) else np.nan for curve in table["curve"]], dtype=np.float64)
+    pruned = (table["state"] == "pruned").to_numpy() & np.isnan(values) & np.isfinite(last)
+    found: Floats = np.where(pruned, last, values)
+    return found
 
 
 def families(table: pd.DataFrame, objective: str) -> Figure:
@@ -137,14 +149,30 @@ def pareto(table: pd.DataFrame, objectives: Sequence[str]) -> Figure:
             for kept, size, alpha in ((own & ~on_front, 22, 0.4), (own & on_front, 64, 1.0)):
                 x, y = values_of(done[kept], second), values_of(done[kept], first)
                 axes.scatter(x, y, color=colour, marker=marker, s=size, alpha=alpha, zorder=2 + alpha, lw=0)
+        axes.set(xlim=_around(done, front, second), ylim=_around(done, front, first))
         _front(axes, front, first, second)
+        off = _num_outside(done, first, axes.get_ylim()) + _num_outside(done, second, axes.get_xlim())
         axes.set(xlabel=_arrow(second), ylabel=_arrow(first))
-        axes.margins(0.08)
+        axes.set_title("some trials are far behind, off the axes" if off else "", fontsize=9, color=GREY)
         plain(axes)
     num = len(leaderboard.pareto(table, objectives))
     figure.suptitle(f"Pareto front: {num} of {num_trials(len(done))} that no other one beats")
     legend(figure, family_keys(styles))
     return figure
+
+
+def _around(done: pd.DataFrame, front: pd.DataFrame, objective: str) -> tuple[float, float]:
+    """The range of an axis: that of `shown_range`, and all of the front, with room for its numbers."""
+    low, high = shown_range(values_of(done, objective), objective)
+    on_front = values_of(front, objective)
+    low, high = min(low, float(on_front.min())), max(high, float(on_front.max()))
+    room = 0.04 * (high - low)
+    return low - room, high + room
+
+
+def _num_outside(done: pd.DataFrame, objective: str, limits: tuple[float, float]) -> int:
+    values = values_of(done, objective)
+    return int(((values < limits[0]) | (values > limits[1])).sum())
 
 
 def _front(axes: Axes, front: pd.DataFrame, first: str, second: str) -> None:
