@@ -159,7 +159,8 @@ def _parse(place: str) -> URL:
         if url.database in (None, "", ":memory:"):
             raise UserError("the storage is SQLite in memory, which no other process sees; expected a file")
         return url.set(database=str(Path(str(url.database)).absolute()))
-    return url
+    # The driver of the extra `postgres`; which one an address without any means differs between SQLAlchemy's versions.
+    return url.set(drivername="postgresql+psycopg2") if url.drivername == "postgresql" else url
 
 
 def _probe(path: Path) -> None:

@@ -1,12 +1,14 @@
 """The search section and the space of a family."""
 
 import json
+import warnings
 from typing import Any
 
 import optuna
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from optuna.exceptions import ExperimentalWarning
 from pydantic import ValidationError
 
 from imgcls.errors import UserError
@@ -203,7 +205,9 @@ def test_the_points_counted_are_the_points_there_are(of: Space) -> None:
     count = of.cardinality()
     if count is None or count > 40:
         return
-    study = optuna.create_study(sampler=optuna.samplers.BruteForceSampler())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        study = optuna.create_study(sampler=optuna.samplers.BruteForceSampler())
     found = set()
 
     def objective(trial: optuna.Trial) -> float:
