@@ -87,7 +87,8 @@ class Studies:
 
     def trials(self, family: str) -> list[FrozenTrial]:
         """A family's trials by number, as the storage has them now; not to be changed."""
-        return self._studies[family].get_trials(deepcopy=False)
+        with self.storage.answers():
+            return self._studies[family].get_trials(deepcopy=False)
 
     def all_trials(self) -> dict[str, list[FrozenTrial]]:
         """Every family's trials."""
@@ -100,11 +101,13 @@ class Studies:
 
     def read(self, key: str, default: Any = None) -> Any:
         """A value that the sweep's processes share."""
-        return self._home.user_attrs.get(key, default)
+        with self.storage.answers():
+            return self._home.user_attrs.get(key, default)
 
     def write(self, key: str, value: Any) -> None:
         """Set such a value."""
-        self._home.set_user_attr(key, value)
+        with self.storage.answers():
+            self._home.set_user_attr(key, value)
 
     @property
     def budget(self) -> int | None:

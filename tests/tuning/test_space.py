@@ -177,7 +177,8 @@ def spaces(draw: st.DrawFn) -> Space:
         else:
             item |= {"low": float(low), "high": low + 3.5, "log": draw(st.booleans())}
         parents = [name for name in found if found[name]["type"] == "choice"]
-        if parents and draw(st.booleans()):
+        is_conditional: bool = draw(st.booleans())
+        if parents and is_conditional:
             parent = draw(st.sampled_from(parents))
             item["when"] = {parent: draw(st.lists(st.sampled_from(found[parent]["values"]), min_size=1, max_size=2))}
         found[f"field{number}"] = item

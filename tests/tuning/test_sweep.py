@@ -150,14 +150,13 @@ def test_the_leader_of_a_loss_is_the_lowest() -> None:
 
 def frozen(state: TrialState = TrialState.COMPLETE, *, took: float = 1.0, value: float = 0.5, **about: Any) -> Any:
     end = datetime.now()
-    values = {"value": value} if state == TrialState.COMPLETE else {}
-    trial = create_trial(state=state, user_attrs=about, **values)
+    trial = create_trial(state=state, user_attrs=about, value=value if state == TrialState.COMPLETE else None)
     trial.datetime_start, trial.datetime_complete = end - timedelta(seconds=took), end
     return trial
 
 
 def test_without_a_number_of_trials_families_share_the_time() -> None:
-    share = {"budget": None, "direction": "maximize", "finished": []}
+    share: dict[str, Any] = {"budget": None, "direction": "maximize", "finished": []}
     slow, quick = [frozen(took=9, value=0.1)], [frozen(took=2), frozen(took=3)]
     assert ledger.next_family({"a": slow, "b": quick}, leader=False, time_share=0.9, **share) == "b"
     assert ledger.next_family({"a": slow, "b": quick, "c": []}, leader=False, time_share=0.9, **share) == "c"
@@ -361,15 +360,15 @@ def test_a_trial_over_the_budget_ends_without_being_run(monkeypatch: pytest.Monk
 
 
 def test_a_seed_repeats_with_one_worker() -> None:
-    def parameters(name: str, seed: int, sampler: str) -> list[tuple[float, int]]:
+    def parameters(name: str, seed: int, trials: int = 13) -> list[tuple[float, int]]:
         space = {"lr": LR, "depth": DEPTH}
-        with opened(name=name, space=space, first=None, seed=seed, sampler=sampler, trials=13) as sweep:
+        with opened(name=name, space=space, first=None, seed=seed, sampler="tpe", trials=trials) as sweep:
             work(sweep, lambda asked: [asked.values["lr"] - asked.values["depth"]])
             return list(zip(sweep.table()["lr"], sweep.table()["depth"], strict=True))
 
-    first = parameters("one", 0, "tpe")
-    assert parameters("two", 0, "tpe") == first
-    assert parameters("three", 1, "tpe") != first
+    first = parameters("one", 0)
+    assert parameters("two", 0) == first
+    assert parameters("three", 1, 2) != first[:2]
 
 
 def test_a_command_that_resumes_does_not_propose_the_same_again() -> None:
@@ -588,6 +587,41 @@ def test_two_that_open_at_once_make_one_sweep() -> None:
     with load_sweep("sweep.db", "s") as sweep:
         assert list(sweep.table()["family"]) == ["a", "b", "c"]
         assert list(sweep.table()["state"]) == ["waiting"] * 3
+
+
+def test_of_many_that_fail_a_trial_at_once_one_does() -> None:
+    """Optuna reads the state and then writes it; without transactions that lock first, two would do it."""
+    with opened(first=None) as sweep:
+        study = sweep._studies.of("a")
+        others = [load_sweep("sweep.db", "s") for _ in range(4)]
+        try:
+            for _ in range(10):
+                study.add_trial(create_trial(state=TrialState.RUNNING))
+                trial = sweep._studies.trials("a")[-1]
+                gate, did = threading.Barrier(len(others)), list[bool]()
+
+                def fail(other: Sweep, gate: Any = gate, trial: Any = trial, did: list[bool] = did) -> None:
+                    gate.wait()
+                    did.append(other._studies.fail(trial))
+
+                threads = [threading.Thread(target=fail, args=(other,)) for other in others]
+                for thread in threads:
+                    thread.start()
+                for thread in threads:
+                    thread.join()
+                assert sorted(did) == [False, False, False, True]
+        finally:
+            for other in others:
+                other.close()
+
+
+def test_a_storage_that_is_gone_is_an_error_wherever_the_sweep_is_read() -> None:
+    with opened() as sweep:
+        sweep._studies.storage.close()
+        Path("sweep.db").write_text("gone" * 500, encoding="utf-8")
+        for read in (sweep.table, sweep.counts, sweep.is_done, lambda: sweep.attributes.get("run")):
+            with pytest.raises(UserError, match="stopped answering"):
+                read()
 
 
 def test_an_objective_cannot_write_over_the_sweeps_own_attributes() -> None:

@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import pwd
+import random
 import shutil
 import signal
 import subprocess
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 
 from imgcls.tuning.space import SearchConfig, Space
+from imgcls.tuning.studies import Abandoned
 from imgcls.tuning.sweep import Sweep, load_sweep, open_sweep
 from imgcls.tuning.worker import Asked
 
@@ -22,7 +24,7 @@ SPAWN = multiprocessing.get_context("spawn")
 BINARIES = Path("/usr/lib/postgresql/15/bin")
 
 
-def run_worker(storage: str, name: str, seconds: float, lock: str | None) -> None:
+def run_worker(storage: str, name: str, seconds: float, lock: str | None, wait: bool) -> None:
     """What a worker's process does."""
 
     def objective(asked: Asked) -> list[float]:
@@ -32,6 +34,9 @@ def run_worker(storage: str, name: str, seconds: float, lock: str | None) -> Non
 
     with load_sweep(storage, "s", heartbeat_s=1, grace_s=3) as sweep:
         path = None if lock is None else Path(lock)
+        sweep.attributes.set(f"ready {name}", "yes")
+        while wait and sweep.attributes.get("go") is None:
+            time.sleep(0.05)
         sweep.work(objective, worker=name, stop=lambda: False, poll_s=0.1, lock=path)
 
 
@@ -49,8 +54,8 @@ def opened(storage: str, trials: int) -> Sweep:
     return open_sweep(storage, "s", spaces, search, {}, firsts, heartbeat_s=1, grace_s=3)
 
 
-def start(storage: str, name: str, seconds: float, lock: str | None = None) -> Any:
-    process = SPAWN.Process(target=run_worker, args=(storage, name, seconds, lock))
+def start(storage: str, name: str, seconds: float, *, lock: str | None = None, wait: bool = False) -> Any:
+    process = SPAWN.Process(target=run_worker, args=(storage, name, seconds, lock, wait))
     process.start()
     return process
 
@@ -82,45 +87,49 @@ def check_finished(sweep: Sweep, trials: int, kills: int) -> None:
     assert {(row.family, row.lr) for row in again.itertuples()} <= {(r.family, r.lr) for r in complete.itertuples()}
 
 
+def kill(process: Any) -> None:
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+
+
 def kill_in_a_trial(sweep: Sweep, process: Any, name: str) -> str:
-    """Kill the worker while a trial of its runs; that trial's run id."""
+    """Kill the worker while a trial of its runs, which has to last; that trial's run id."""
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         rows = sweep.table()
         mine = rows[(rows["state"] == "running") & (rows["worker"] == name) & rows["run_id"].notna()]
         if len(mine):
-            process.kill()
-            process.join()
-            assert process.exitcode == -signal.SIGKILL
-            after = sweep.table()
-            mine = after[(after["state"] == "running") & (after["worker"] == name)]
-            if len(mine) and mine["run_id"].notna().all():
-                return str(mine["run_id"].iloc[0])
-            return ""
-        time.sleep(0.01)
+            kill(process)
+            return str(mine["run_id"].iloc[0])
+        time.sleep(0.02)
     raise AssertionError("the worker began no trial")
 
 
-def kills(storage: str, *, trials: int, times: int) -> None:
-    """Two workers, one of which dies some times and is started again by who sees it die."""
+def kills(storage: str, *, trials: int) -> None:
+    """One worker that lives, two that die in a trial, and one at any moment."""
     with opened(storage, trials) as sweep:
-        steady, found = start(storage, "steady", 0.1), []
-        doomed = start(storage, "doomed-0", 0.1)
+        names = {"steady": 0.1, "doomed-0": 60.0, "doomed-1": 60.0, "hasty": 0.0}
+        processes = {name: start(storage, name, seconds, wait=True) for name, seconds in names.items()}
+        gone: list[Abandoned] = []
         try:
-            for number in range(times):
-                run_id = kill_in_a_trial(sweep, doomed, f"doomed-{number}")
-                gone = sweep.requeue_of(f"doomed-{number}")
-                assert [item.attributes["run_id"] for item in gone if "run_id" in item.attributes] == (
-                    [run_id] if run_id else []
-                )
-                assert sweep.requeue_of(f"doomed-{number}") == []
-                found += gone
-                doomed = start(storage, f"doomed-{number + 1}", 0.1)
+            while sum(sweep.attributes.get(f"ready {name}") is not None for name in names) < len(names):
+                time.sleep(0.1)
+            sweep.attributes.set("go", "yes")
+            time.sleep(random.SystemRandom().uniform(0, 1))
+            kill(processes.pop("hasty"))
+            gone += sweep.requeue_of("hasty")
+            for name in ("doomed-0", "doomed-1"):
+                run_id = kill_in_a_trial(sweep, processes.pop(name), name)
+                found = sweep.requeue_of(name)
+                assert [(item.worker, item.attributes) for item in found] == [(name, {"run_id": run_id})]
+                assert sweep.requeue_of(name) == []
+                gone += found
         finally:
-            join_all([steady, doomed], 120)
+            join_all(list(processes.values()), 120)
         assert sweep.requeue_stale() == []
-        assert all(item.again for item in found)
-        check_finished(sweep, trials, len(found))
+        assert all(item.again for item in gone)
+        check_finished(sweep, trials, len(gone))
 
 
 @pytest.mark.slow
@@ -128,7 +137,7 @@ def test_four_processes_run_exactly_the_budget(tmp_path: Path) -> None:
     storage = f"sqlite:///{tmp_path}/s.db"
     with opened(storage, 15) as sweep:
         lock = str(tmp_path / "host.lock")
-        join_all([start(storage, f"w{k}", 0.05, lock) for k in range(4)], 120)
+        join_all([start(storage, f"w{k}", 0.05, lock=lock) for k in range(4)], 120)
         check_finished(sweep, 15, 0)
         assert sweep.counts()["surplus"] == 0
         assert sorted(sweep.counts(family)["complete"] for family in "ab") == [7, 8]
@@ -136,7 +145,7 @@ def test_four_processes_run_exactly_the_budget(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_killed_workers_trials_are_run_by_others(tmp_path: Path) -> None:
-    kills(f"sqlite:///{tmp_path}/s.db", trials=16, times=3)
+    kills(f"sqlite:///{tmp_path}/s.db", trials=24)
 
 
 @pytest.mark.slow
@@ -204,12 +213,12 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         os.chown(folder, account.pw_uid, account.pw_gid)
     data = folder / "data"
     quiet: dict[str, Any] = {"check": True, "capture_output": True, "cwd": folder, **user}
-    subprocess.run([BINARIES / "initdb", "-D", data, "-U", "tester", "-A", "trust", "-N"], **quiet)
+    subprocess.run([str(BINARIES / "initdb"), "-D", str(data), "-U", "tester", "-A", "trust", "-N"], **quiet)
     options = f"-c listen_addresses='' -c unix_socket_directories={folder} -c fsync=off"
-    control = [BINARIES / "pg_ctl", "-D", data, "-w", "-l", folder / "log"]
+    control = [str(BINARIES / "pg_ctl"), "-D", str(data), "-w", "-l", str(folder / "log")]
     subprocess.run([*control, "-o", options, "start"], **{**quiet, "capture_output": False})
     try:
-        subprocess.run([BINARIES / "createdb", "-h", folder, "-U", "tester", "sweeps"], **quiet)
+        subprocess.run([str(BINARIES / "createdb"), "-h", str(folder), "-U", "tester", "sweeps"], **quiet)
         yield f"postgresql://tester@/sweeps?host={folder}"
     finally:
         subprocess.run([*control, "-m", "immediate", "stop"], **quiet)
@@ -220,6 +229,6 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 def test_postgres_is_opened_at_once_by_many_and_survives_kills(postgres: str) -> None:
     openers(postgres)
     with load_sweep(postgres, "s") as sweep:
-        assert sweep.more(10) == 16
+        assert sweep.more(18) == 24
         assert len(sweep.table()) == 2
-    kills(postgres, trials=16, times=3)
+    kills(postgres, trials=24)
