@@ -511,6 +511,7 @@ def test_a_server_that_does_not_answer_is_an_error_without_its_password() -> Non
     assert "Check that the server runs" in str(caught.value)
 
 
+@pytest.mark.slow
 def test_a_server_that_accepts_and_says_nothing_is_given_up() -> None:
     pytest.importorskip("psycopg2")
     with closing(socket.create_server(("127.0.0.1", 0))) as silent:
@@ -587,6 +588,13 @@ def test_two_that_open_at_once_make_one_sweep() -> None:
     with load_sweep("sweep.db", "s") as sweep:
         assert list(sweep.table()["family"]) == ["a", "b", "c"]
         assert list(sweep.table()["state"]) == ["waiting"] * 3
+
+
+def test_a_sign_of_life_that_cannot_be_given_does_no_harm() -> None:
+    with opened() as sweep:
+        sweep._studies.storage.close()
+        Path("sweep.db").write_text("gone" * 500, encoding="utf-8")
+        sweep._studies.storage.rdb.record_heartbeat(1)
 
 
 def test_of_many_that_fail_a_trial_at_once_one_does() -> None:
