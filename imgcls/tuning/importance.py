@@ -49,5 +49,6 @@ def importance(
     evaluator = FanovaImportanceEvaluator(seed=0) if everywhere else PedAnovaImportanceEvaluator()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
+        warnings.filterwarnings("ignore", message="Some regimes")  # few trials: the reader sees how many
         shares = get_param_importances(study, evaluator=evaluator)
     return {name: float(share) for name, share in shares.items()}, "fANOVA" if everywhere else "PED-ANOVA"

@@ -1,11 +1,11 @@
 """The database of a sweep: SQLite on one host, PostgreSQL beyond; opened, locked, and its errors put into words."""
 
+import contextlib
 import sqlite3
 import time
 import warnings
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,14 @@ HEARTBEAT_S, GRACE_S = 10, 30
 """Seconds between the signs of life of a running trial, and without one until it is taken for dead."""
 POLL_S = 0.05
 Stale = Callable[[optuna.Study, optuna.trial.FrozenTrial], None]
+
+
+class _Database(RDBStorage):
+    """Optuna's, whose signs of life outlast a moment without an answer: its thread would end with the first error."""
+
+    def record_heartbeat(self, trial_id: int) -> None:
+        with contextlib.suppress(StorageInternalError, SQLAlchemyError):
+            super().record_heartbeat(trial_id)
 
 
 class Storage:
@@ -65,7 +73,7 @@ class Storage:
         self.rdb.remove_session()
         self.rdb.engine.dispose()
 
-    @contextmanager
+    @contextlib.contextmanager
     def lock(self, name: str) -> Iterator[None]:
         """One process at a time, of all that have the storage open for the sweep `name`; one that dies lets go."""
         if self._file is not None:
@@ -81,7 +89,7 @@ class Storage:
             finally:
                 connection.execute(text("SELECT pg_advisory_unlock(:key)"), {"key": key})
 
-    @contextmanager
+    @contextlib.contextmanager
     def answers(self) -> Iterator[None]:
         """A context in which the database's errors are errors for the user.
 
@@ -113,7 +121,7 @@ class Storage:
             try:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore", ExperimentalWarning)  # heartbeats are one
-                    rdb = RDBStorage(
+                    rdb = _Database(
                         self.url.replace("{", "{{").replace("}", "}}"),  # Optuna fills in a template
                         engine_kwargs=options,
                         heartbeat_interval=heartbeat_s,
@@ -159,14 +167,15 @@ def _parse(place: str) -> URL:
         if url.database in (None, "", ":memory:"):
             raise UserError("the storage is SQLite in memory, which no other process sees; expected a file")
         return url.set(database=str(Path(str(url.database)).absolute()))
-    return url
+    # The driver of the extra `postgres`; which one an address without any means differs between SQLAlchemy's versions.
+    return url.set(drivername="postgresql+psycopg2") if url.drivername == "postgresql" else url
 
 
 def _probe(path: Path) -> None:
     """See whether the file is, or can become, a database that can be written to."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with closing(sqlite3.connect(path, timeout=ANSWER_S, isolation_level=None)) as connection:
+        with contextlib.closing(sqlite3.connect(path, timeout=ANSWER_S, isolation_level=None)) as connection:
             connection.execute("BEGIN IMMEDIATE")
             connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
             connection.execute("ROLLBACK")

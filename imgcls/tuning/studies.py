@@ -17,6 +17,8 @@ SWEEP, FIRST, BUDGET, WORKERS, COLLECTED, ATTRIBUTE = "sweep", "first", "budget"
 """The user attributes of a study: what it is and whether the recipe's values wait in it; and, of the first family's
 study only, the budget, the workers so far, the dead trials that somebody knows of, and what others put there."""
 
+UNBEGUN = "it ended before it had parameters"
+
 
 @dataclass(frozen=True)
 class Abandoned:
@@ -85,7 +87,8 @@ class Studies:
 
     def trials(self, family: str) -> list[FrozenTrial]:
         """A family's trials by number, as the storage has them now; not to be changed."""
-        return self._studies[family].get_trials(deepcopy=False)
+        with self.storage.answers():
+            return self._studies[family].get_trials(deepcopy=False)
 
     def all_trials(self) -> dict[str, list[FrozenTrial]]:
         """Every family's trials."""
@@ -98,11 +101,13 @@ class Studies:
 
     def read(self, key: str, default: Any = None) -> Any:
         """A value that the sweep's processes share."""
-        return self._home.user_attrs.get(key, default)
+        with self.storage.answers():
+            return self._home.user_attrs.get(key, default)
 
     def write(self, key: str, value: Any) -> None:
         """Set such a value."""
-        self._home.set_user_attr(key, value)
+        with self.storage.answers():
+            self._home.set_user_attr(key, value)
 
     @property
     def budget(self) -> int | None:
@@ -126,12 +131,16 @@ class Studies:
             for trial in trials:
                 if trial.state != TrialState.RUNNING or ledger.WORKER in trial.user_attrs:
                     continue
-                why = "its process ended before it had parameters"
-                self.storage.rdb.set_trial_user_attr(trial._trial_id, ledger.SURPLUS, why)
-                fixed = trial.system_attrs.get("fixed_params")
-                if self.fail(trial) and fixed is not None:
-                    kept = {key: value for key, value in trial.user_attrs.items() if key != ledger.SURPLUS}
-                    self.of(family).enqueue_trial(fixed, user_attrs=kept)
+                self.storage.rdb.set_trial_user_attr(trial._trial_id, ledger.SURPLUS, UNBEGUN)
+                if self.fail(trial):
+                    self.enqueue_fixed(family, trial)
+
+    def enqueue_fixed(self, family: str, trial: FrozenTrial) -> None:
+        """Let the parameters that a trial was to have, but never had, wait again; nothing where it was to have none."""
+        fixed = trial.system_attrs.get("fixed_params")
+        if fixed is not None:
+            kept = {key: value for key, value in trial.user_attrs.items() if key in (ledger.RETRY_OF, ledger.TRIES)}
+            self.of(family).enqueue_trial(fixed, user_attrs=kept)
 
     def fail(self, trial: FrozenTrial) -> bool:
         """End a running trial as failed; False where another process ended it first."""

@@ -2,6 +2,7 @@
 
 import math
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -10,13 +11,15 @@ from typing import Any, Literal
 
 import optuna
 from filelock import FileLock
-from optuna.exceptions import UpdateFinishedTrialError
+from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.exc import SQLAlchemyError
 
 from imgcls.tuning import trials as ledger
 from imgcls.tuning.samplers import make_pruner, make_sampler
-from imgcls.tuning.studies import Studies, given_attributes, requeue
+from imgcls.tuning.space import parse_duration
+from imgcls.tuning.studies import UNBEGUN, Studies, given_attributes, requeue
 
 Outcome = Literal["done", "stopped", "time"]
 FEW_DUPLICATES = 3
@@ -150,6 +153,8 @@ class Worker:
             self._random[family] = make_sampler(other, worker=number, family=place + len(studies.spaces))
             studies.of(family).pruner = make_pruner(search)
         self._looked_for_stale = -math.inf
+        self._unsure: set[str] = set()
+        self._asked_id: int | None = None
         self._trial_id: int | None = None
         self._error: BaseException | None = None
 
@@ -190,43 +195,60 @@ class Worker:
             )
             if family is None:
                 return "wait"  # others' trials are the last, and may yet lose their process
-            repeats = ledger.duplicates_in_a_row(trials[family]) >= FEW_DUPLICATES
-            self._studies.of(family).sampler = (self._random if repeats else self._samplers)[family]
+            at_random = family in self._unsure or ledger.duplicates_in_a_row(trials[family]) >= FEW_DUPLICATES
+            self._studies.of(family).sampler = (self._random if at_random else self._samplers)[family]
+            self._unsure.discard(family)
             self._run(family, held)
         return "ran"
 
     def _time_share(self) -> float:
         """The share of the time limit that is used."""
-        seconds = self._studies.search.seconds
-        return 0.0 if self._until is None or seconds is None else 1 - (self._until - time.time()) / seconds
+        limit = self._studies.search.time_limit
+        if self._until is None or limit is None:
+            return 0.0
+        return 1 - (self._until - time.time()) / parse_duration(limit)
 
     def _run(self, family: str, held: ExitStack) -> None:
         """One trial: asked for under the lock, which the objective lets go of."""
-        self._trial_id = self._error = None
+        self._asked_id = self._trial_id = self._error = None
         study = self._studies.of(family)
         try:
             study.optimize(lambda trial: self._begin(family, trial, held), n_trials=1, catch=(_Closed,))
         except BaseException as error:
-            begun = self._begun
-            if begun is None:
+            if self._begun is None:
                 self._studies.drop_unbegun()  # we still hold the lock: the trial is ours
-                raise
-            trial = self._studies.storage.rdb.get_trial(begun)
+                self._without_parameters(family, error)
+                return
+            trial = self._studies.storage.rdb.get_trial(self._begun)
             if not trial.state.is_finished():
                 self._close(family, trial, error)
                 raise
             if not isinstance(error, Exception) or ledger.REASON in trial.user_attrs:
                 raise
             # Taken for dead while it ran, and ended by another: Optuna cannot end it again, and says so by an error.
-        trial_id = self._begun
-        assert trial_id is not None
-        trial = self._studies.storage.rdb.get_trial(trial_id)
+        if self._begun is None:
+            assert self._asked_id is not None
+            self._studies.enqueue_fixed(family, self._studies.storage.rdb.get_trial(self._asked_id))
+            assert self._error is not None
+            self._without_parameters(family, self._error)
+            return
+        trial = self._studies.storage.rdb.get_trial(self._begun)
         interrupted = self._error if not isinstance(self._error, Exception) else None
         if interrupted is not None and trial.user_attrs.get(ledger.REASON) == _interrupted(interrupted):
             requeue(study, trial, another_try=False)
-        self._tell_end(family, trial_id)
+        self._tell_end(family, self._begun)
         if interrupted is not None:
             raise interrupted
+
+    def _without_parameters(self, family: str, error: BaseException) -> None:
+        """Go on where a sampler failed: the family's next proposal is random. Anything else is raised."""
+        sampler = self._samplers[family]
+        database = isinstance(error, StorageInternalError | SQLAlchemyError)
+        if not isinstance(error, Exception) or database or self._studies.of(family).sampler is not sampler:
+            raise error
+        self._unsure.add(family)
+        text = f"{family}: the sampler {self._studies.search.sampler} failed, the next proposal is random: {error}"
+        warnings.warn(text, RuntimeWarning, stacklevel=2)
 
     @property
     def _begun(self) -> int | None:
@@ -253,9 +275,15 @@ class Worker:
     def _begin(self, family: str, trial: optuna.Trial, held: ExitStack) -> Sequence[float]:
         storage, space = self._studies.storage, self._studies.spaces[family]
         # Optuna's thread gives signs of life; it may not have begun. One is there before the worker's name is.
+        self._asked_id = trial._trial_id
         storage.rdb.record_heartbeat(trial._trial_id)
-        values = space.suggest(trial)
-        trial.set_user_attr(ledger.WORKER, self._name)
+        try:
+            values = space.suggest(trial)
+            trial.set_user_attr(ledger.WORKER, self._name)
+        except BaseException as error:
+            self._error = error
+            trial.set_user_attr(ledger.SURPLUS, UNBEGUN)
+            raise _Closed from error
         self._trial_id = trial._trial_id
         trials, budget = self._studies.all_trials(), self._studies.budget
         mine = trials[family][trial.number]

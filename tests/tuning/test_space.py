@@ -1,12 +1,14 @@
 """The search section and the space of a family."""
 
 import json
+import warnings
 from typing import Any
 
 import optuna
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from optuna.exceptions import ExperimentalWarning
 from pydantic import ValidationError
 
 from imgcls.errors import UserError
@@ -175,7 +177,8 @@ def spaces(draw: st.DrawFn) -> Space:
         else:
             item |= {"low": float(low), "high": low + 3.5, "log": draw(st.booleans())}
         parents = [name for name in found if found[name]["type"] == "choice"]
-        if parents and draw(st.booleans()):
+        is_conditional: bool = draw(st.booleans())
+        if parents and is_conditional:
             parent = draw(st.sampled_from(parents))
             item["when"] = {parent: draw(st.lists(st.sampled_from(found[parent]["values"]), min_size=1, max_size=2))}
         found[f"field{number}"] = item
@@ -203,7 +206,9 @@ def test_the_points_counted_are_the_points_there_are(of: Space) -> None:
     count = of.cardinality()
     if count is None or count > 40:
         return
-    study = optuna.create_study(sampler=optuna.samplers.BruteForceSampler())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        study = optuna.create_study(sampler=optuna.samplers.BruteForceSampler())
     found = set()
 
     def objective(trial: optuna.Trial) -> float:
