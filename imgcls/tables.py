@@ -153,7 +153,7 @@ class History:
     stages, `model/freeze_depth` (those frozen in the epoch) and, where gradients are clipped, `train/grad_norm` (mean
     L2 norm before that). Where MixUp or CutMix mixes the training images, `train/loss` is the loss against their shares
     of two labels, and `train/acc` counts the label with the larger share; figures of validation are those of whole
-    images and, where weights are averaged, of the average.
+    images and, where weights are averaged, of the average. A training without validation images has no `val/...`.
     """
 
     rows: list[Row] = field(default_factory=list)
