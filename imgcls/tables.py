@@ -136,11 +136,27 @@ class Manifest:
         return {split: int((self.frame["split"] == split).sum()) for split in SPLITS}
 
 
+def split_digest(manifest: Manifest, split: Split) -> str:
+    """A hash of (content, class name) pairs of one split's images alone: 32 hex digits.
+
+    Wherever they lie, whatever they are called, and whatever images the other splits have.
+    """
+    part = manifest.part(split)
+    return _hash(_pairs(part.frame, part.classes))
+
+
 def _digest(frame: pd.DataFrame, classes: Sequence[str]) -> str:
     """A hash of (content, class name) pairs and the classes, independent of paths and of their order."""
+    return _hash([*classes, "", *_pairs(frame, classes)])
+
+
+def _pairs(frame: pd.DataFrame, classes: Sequence[str]) -> list[str]:
     names = ["" if label < 0 else classes[label] for label in frame["label"]]
-    pairs = sorted(f"{content}\t{name}" for content, name in zip(frame["content"], names, strict=True))
-    text = "\n".join([*classes, "", *pairs])
+    return sorted(f"{content}\t{name}" for content, name in zip(frame["content"], names, strict=True))
+
+
+def _hash(lines: Sequence[str]) -> str:
+    text = "\n".join(lines)
     return hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
 
 
