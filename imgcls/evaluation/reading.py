@@ -53,7 +53,7 @@ def read_out(predictions: Predictions, *, top_k: int) -> dict[str, float]:
 
 def over_seeds(figures: Sequence[dict[str, float]]) -> dict[str, float]:
     """Of acc and f1 of several trainings: <name>_mean, _std (of a sample), and _low and _high of `t_interval`."""
-    found = {}
+    found: dict[str, float] = {}
     for name in ("acc", "f1"):
         values = [row[name] for row in figures]
         low, high = t_interval(values)

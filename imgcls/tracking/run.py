@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -214,33 +215,39 @@ class TrackedRun:
                     self._save()
 
 
-def start(output_dir: Path, *, name: str, tags: Mapping[str, str]) -> TrackedRun:
+def start(output_dir: Path, *, name: str, tags: Mapping[str, str], parent: str | None = None) -> TrackedRun:
     """Attach to the run that `mlflow run` made (MLFLOW_RUN_ID), or make one.
+
+    A run below another is always a new one, in the experiment of that.
 
     Args:
         output_dir: the run's work folder is made in it.
         name: the run's name, if it is made here.
         tags: set on the run beside MLflow's own (user, source, git commit).
+        parent: the run below which the new one stands.
 
     Raises:
         UserError: the store does not answer, or the folder cannot be written. No run is made then.
     """
     store = connect()
     _check_writable(output_dir)
-    run_id = os.environ.get("MLFLOW_RUN_ID")
+    run_id = os.environ.get("MLFLOW_RUN_ID") if parent is None else None
     if run_id is None:
         from mlflow.tracking.context.registry import resolve_tags
 
         logging.getLogger("mlflow.tracking.context").setLevel(logging.ERROR)
         try:
-            every_tag = resolve_tags(dict(tags))
+            every_tag = resolve_tags({**tags, **({} if parent is None else {"mlflow.parentRunId": parent})})
+            if parent is not None:
+                store = replace(store, experiment_id=str(store.client.get_run(parent).info.experiment_id))
             run_id = store.client.create_run(store.experiment_id, tags=every_tag, run_name=name).info.run_id
         except Exception as error:
             with contextlib.suppress(OSError):  # it holds other runs' files
                 output_dir.rmdir()
             raise UserError(f"the tracking store {store.uri} takes no new run: {_reason(error)}") from error
     run = TrackedRun(store, run_id, (output_dir / run_id).absolute())
-    os.environ.pop("MLFLOW_RUN_ID", None)  # the next run of this process is another one
+    if parent is None:
+        os.environ.pop("MLFLOW_RUN_ID", None)  # the next run of this process is another one
     run.set_tags({**tags, OWNER_TAG: claim(run.folder, uri=store.uri, run_id=run_id)})
     return run
 
