@@ -24,13 +24,7 @@ from imgcls.training.keeper import BEST, LAST, REWIND, best_row
 def describe(run: TrackedRun, prepared: Prepared, *, repeat: str = "imgcls train recipe.yaml") -> None:
     """Log what is known before the first epoch; `repeat` is the command that does the same again."""
     recipe, manifest = prepared.recipe, prepared.manifest
-    run.log_params(recipe.flat())
-    run.log_text(
-        f"# The resolved recipe of the MLflow run {run.run_id}.\n# Repeat it with: {repeat}\n" + recipe.to_yaml(),
-        "recipe.yaml",
-    )
-    run.log_text(environment(), "environment.txt")
-    log_data(run, recipe.data, manifest, context="training")
+    log_recipe(run, prepared, repeat=repeat)
     columns = ["id", "label", "split", "group", "content"]
     table = manifest.frame[columns].assign(label=[manifest.classes[k] for k in manifest.labels])
     run.log_text(table.to_csv(index=False), "tables/split.csv")
@@ -62,6 +56,16 @@ def describe(run: TrackedRun, prepared: Prepared, *, repeat: str = "imgcls train
             "model/macs": int(table["macs"].sum()),
         }
     )
+
+
+def log_recipe(run: TrackedRun, prepared: Prepared, *, repeat: str) -> None:
+    """Log the recipe, the environment and what data there are; `repeat` is the command that does the same again."""
+    recipe = prepared.recipe
+    run.log_params(recipe.flat())
+    head = f"# The resolved recipe of the MLflow run {run.run_id}.\n# Repeat it with: {repeat}\n"
+    run.log_text(head + recipe.to_yaml(), "recipe.yaml")
+    run.log_text(environment(), "environment.txt")
+    log_data(run, recipe.data, prepared.manifest, context="training")
 
 
 def metrics(row: Row) -> dict[str, float]:

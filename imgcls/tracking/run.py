@@ -248,7 +248,8 @@ def start(output_dir: Path, *, name: str, tags: Mapping[str, str], parent: str |
     run = TrackedRun(store, run_id, (output_dir / run_id).absolute())
     if parent is None:
         os.environ.pop("MLFLOW_RUN_ID", None)  # the next run of this process is another one
-    run.set_tags({**tags, OWNER_TAG: claim(run.folder, uri=store.uri, run_id=run_id)})
+    owner = claim(run.folder, uri=store.uri, run_id=run_id, verb=tags.get("imgcls.verb", ""))
+    run.set_tags({**tags, OWNER_TAG: owner})
     return run
 
 
