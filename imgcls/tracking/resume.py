@@ -215,7 +215,7 @@ def download_checkpoints(found: Interrupted, target: Path) -> None:
 
 
 def interrupted(output_dir: Path) -> list[str]:
-    """Ids of the trainings whose work folders in `output_dir` have a checkpoint and no process any more, newest last."""
+    """Ids of trainings whose work folders in `output_dir` have a checkpoint and no process any more, newest last."""
     found: list[tuple[float, str]] = []
     with contextlib.suppress(OSError):
         for folder in output_dir.iterdir():
