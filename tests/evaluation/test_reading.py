@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from scipy import stats
+from scipy import stats  # type: ignore[import-untyped]
 from sklearn.metrics import log_loss as reference_log_loss
 
 from imgcls.evaluation.reading import log_loss, over_seeds, read_out, t_interval, wilson

@@ -80,7 +80,8 @@ def test_its_last_weights_are_the_best_whatever_the_loss_was(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("averaging", ["ema", "swa"])
 def test_the_best_weights_are_the_averaged_ones(tmp_path: Path, averaging: str) -> None:
-    list(rows(tmp_path, averaging=averaging, **({"swa_start": 0.1} if averaging == "swa" else {})))
+    early: dict[str, Any] = {"swa_start": 0.1} if averaging == "swa" else {}
+    list(rows(tmp_path, averaging=averaging, **early))
     best, last = Checkpoint.load(tmp_path / BEST), Checkpoint.load(tmp_path / LAST)
     mean = last.trainer["averaging"]["mean"]
     assert mean
