@@ -1,7 +1,7 @@
 """From a recipe to data, batches and a network, before there is a run: what every job that trains begins with."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -73,8 +73,9 @@ class Prepared:
         manifest: the images, split.
         preprocessing: what happens to every image.
         train: training batches.
-        val: validation batches.
+        val: validation batches; None where all but the test images are trained on.
         whole_val: the same, not shared with other processes.
+        test: batches of the test images, for a refit, which reads them once; None for all others.
         model: the network, on the CPU.
         class_weights: (C,) weight of each class.
         report: what the check of the data found; None where there was none.
@@ -90,8 +91,9 @@ class Prepared:
     manifest: Manifest
     preprocessing: Preprocessing
     train: Loader
-    val: Loader
-    whole_val: Loader
+    val: Loader | None
+    whole_val: Loader | None
+    test: Loader | None
     model: StagedModel
     class_weights: npt.NDArray[np.float64]
     report: Report | None
@@ -140,23 +142,24 @@ def prepare(
     *,
     plan: Plan | None = None,
     shelf: Shelf | None = None,
+    refits: Manifest | None = None,
 ) -> Prepared:
-    """All of a training but the run.
+    """All of a training but the run; with this plan, or the machine's.
 
     Args:
-        resolved: the recipe.
-        console: where to tell of it.
+        resolved, console: the recipe, and where it is told.
         group: the processes that train together.
-        plan: where and how to compute; None is the machine's.
-        shelf: what earlier trainings of this process have read.
+        plan: how to compute; None is what the recipe says, or the fastest here.
+        shelf: what earlier trainings of this process, as a sweep's worker, have read.
+        refits: the images as an earlier training had them split. Now those for validation are trained on, too; what
+            preprocessing measures on the training images stays what it was.
 
     Raises:
         UserError: the data, the device or the model is not as it must be.
     """
     shelf = Shelf() if shelf is None else shelf
     recipe = resolved.recipe
-    for notice in resolved.notices:
-        console.say(f"note: {notice}")
+    _tell(resolved.notices, console)
     device = plan.device if plan is not None else resolve_device(recipe.train.device, recipe.train.plan)
     check_shares(
         group.size,
@@ -165,25 +168,27 @@ def prepare(
         on_gpu=device == "cuda",
     )
     recipe, pretrained = _with_weights(recipe, console)
-    manifest, report = shelf.get(
-        recipe.data.model_dump_json(), lambda: _read(recipe, console, with_report=group.is_first)
+    split_up, report = shelf.get(
+        recipe.data.model_dump_json(), lambda: _read(recipe, refits, console, with_report=group.is_first)
     )
+    manifest = split_up if refits is None else pooled(split_up)
     _enough_for_each(manifest, group)
-    size = resolve_image_size(recipe.augment, manifest.part("train"))
+    size = resolve_image_size(recipe.augment, split_up.part("train"))
     recipe = recipe.replace({"augment.image_size": size})
     seed_all(recipe.train.seed)
     model, loaded = _build(recipe, manifest.classes, pretrained)
     architecture = _checked(model, recipe, size)
     channels = recipe.data.channels
-    images = shelf.get(
+    opened = shelf.get(
         f"{manifest.digest} at {size} px, {recipe.data.model_dump_json()}", lambda: _open(manifest, recipe, console)
     )
+    images = _of_each(opened, manifest)
     steps = preprocessing(
         recipe.augment,
         size=size,
         channels=channels,
-        train_images=images["train"],
-        train=manifest.part("train"),
+        train_images=_of_each(opened, split_up)["train"],
+        train=split_up.part("train"),
         weights=normalization_of(pretrained),
     )
     random_steps = training_pipeline(recipe.augment, size=size, channels=channels, mean=steps.mean)
@@ -191,16 +196,16 @@ def prepare(
     chances = weights[manifest.part("train").labels] if recipe.data.balance == "oversample" else None
     train_loader = _loader("train", images["train"], random_steps, manifest, recipe, device, group, chances)
     fixed_steps = evaluation_pipeline(size, steps.eval_crop)
-    whole_val = val_loader = _loader("val", images["val"], fixed_steps, manifest, recipe, device, ALONE)
+    name: Split = "val" if refits is None else "test"
+    whole = shared = _loader(name, images[name], fixed_steps, manifest, recipe, device, ALONE)
     if group.size > 1:
-        val_loader = _loader("val", images["val"], fixed_steps, manifest, recipe, device, group)
-    num_classes = len(manifest.classes)
-    choice = Choice(plan) if plan else _plan(model, recipe, device, train_loader, steps, group, num_classes=num_classes)
+        shared = _loader(name, images[name], fixed_steps, manifest, recipe, device, group)
+    val_loader, whole_val, test_loader = (shared, whole, None) if refits is None else (None, None, whole)
+    choice = Choice(plan) if plan else _plan(model, recipe, device, train_loader, steps, group, manifest)
     plan = choice.plan
     recipe = recipe.replace({"train.plan": plan.as_config()})
-    counts = ", ".join(f"{name} {count:,}" for name, count in manifest.counts().items())
     console.say(
-        f"{len(manifest):,} images of {len(manifest.classes):,} classes ({counts}) at {size} px; "
+        f"{len(manifest):,} images of {len(manifest.classes):,} classes ({_counts(manifest)}) at {size} px; "
         f"{recipe.model.family} with {_parameters(model, architecture)} on {plan}"
         f"{f' in {group.size} processes' if group.size > 1 else ''}"
     )
@@ -212,20 +217,19 @@ def prepare(
     num_views = _views(model, recipe, manifest, plan, group, console)
     measured = pd.DataFrame([asdict(row) for row in choice.rows])
     return Prepared(
-        resolved, recipe, plan, measured, manifest, steps, train_loader, val_loader, whole_val, model, weights,
-        report, loaded, architecture, num_views,
+        resolved, recipe, plan, measured, manifest, steps, train_loader, val_loader, whole_val, test_loader, model,
+        weights, report, loaded, architecture, num_views,
     )  # fmt: skip
 
 
-def _read(recipe: Recipe, console: Console, *, with_report: bool) -> tuple[Manifest, Report | None]:
+def _read(
+    recipe: Recipe, refits: Manifest | None, console: Console, *, with_report: bool
+) -> tuple[Manifest, Report | None]:
     """The images, split, and what is to be said of them."""
-    manifest = scan(recipe.data, progress=console.count)
-    if recipe.data.on_bad_image == "skip":
-        manifest = drop_unreadable(manifest, progress=console.counter("checking images"))
-    manifest = split_data(manifest, recipe.data)
-    for notice in manifest.notices:
-        console.say(f"note: {notice}")
-    return manifest, _check(manifest, recipe, console) if with_report else None
+    manifest = refits or split_data(read_data(recipe.data, console), recipe.data)
+    checked = manifest if refits is None else pooled(manifest)
+    _tell(checked.notices, console)
+    return manifest, _check(checked, recipe, console) if with_report else None
 
 
 def _enough_for_each(manifest: Manifest, group: Group) -> None:
@@ -235,6 +239,15 @@ def _enough_for_each(manifest: Manifest, group: Group) -> None:
             f"there are {num_train} training images for {group.size} processes; expected two at least for each. Lower "
             "train.processes."
         )
+
+
+def _counts(manifest: Manifest) -> str:
+    return ", ".join(f"{name} {count:,}" for name, count in manifest.counts().items())
+
+
+def _tell(notices: Sequence[str], console: Console) -> None:
+    for notice in notices:
+        console.say(f"note: {notice}")
 
 
 def _tell_skipped(manifest: Manifest, console: Console) -> None:
@@ -252,8 +265,7 @@ def _plan(
     train: Loader,
     steps: Preprocessing,
     group: Group,
-    *,
-    num_classes: int,
+    manifest: Manifest,
 ) -> Choice:
     """The execution plan, measured on copies of the model where that pays."""
     job = Job(
@@ -262,7 +274,7 @@ def _plan(
         preprocessing=steps,
         image_size=steps.image_size,
         batch_size=min(recipe.train.batch_size, train.num_images) // group.size,
-        num_classes=num_classes,
+        num_classes=len(manifest.classes),
         num_steps=recipe.train.epochs * len(train),
         num_compiles=1 + len(recipe.train.unfreeze),
     )
@@ -351,6 +363,23 @@ def _check(manifest: Manifest, recipe: Recipe, console: Console) -> Report | Non
     return report
 
 
+def read_data(config: DataConfig, console: Console) -> Manifest:
+    """The images that a recipe's `data` section names; without those that cannot be read, where it leaves them out.
+
+    Raises:
+        UserError: what a user can mend in the data.
+    """
+    manifest = scan(config, progress=console.count)
+    if config.on_bad_image == "skip":
+        manifest = drop_unreadable(manifest, progress=console.counter("checking images"))
+    return manifest
+
+
+def pooled(manifest: Manifest) -> Manifest:
+    """The manifest with the images for validation among those for training."""
+    return manifest.with_splits(["train" if split == "val" else split for split in manifest.frame["split"]])
+
+
 def split_data(manifest: Manifest, config: DataConfig) -> Manifest:
     """The manifest split; where that is asked for, by the table that a run or a file holds.
 
@@ -401,10 +430,10 @@ def _loader(
     )
 
 
-def _open(manifest: Manifest, recipe: Recipe, console: Console) -> dict[Split, OpenImages]:
-    """The images of each split. Those of the test split are decoded to prove them readable, and not looked at."""
+def _open(manifest: Manifest, recipe: Recipe, console: Console) -> OpenImages:
+    """The images of all splits. Those of the test split are decoded to prove them readable, and not looked at."""
     assert recipe.augment.image_size != "auto"
-    images = open_images(
+    return open_images(
         manifest,
         channels=recipe.data.channels,
         short_side=store_size(recipe.augment.image_size),
@@ -413,4 +442,8 @@ def _open(manifest: Manifest, recipe: Recipe, console: Console) -> dict[Split, O
         say=console.say,
         origin=recipe.data.origin,
     )
+
+
+def _of_each(images: OpenImages, manifest: Manifest) -> dict[Split, OpenImages]:
+    """The images of each split of the manifest."""
     return {name: images.select(np.flatnonzero(manifest.frame["split"] == name)) for name in SPLITS}

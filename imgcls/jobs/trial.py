@@ -78,7 +78,12 @@ def run_trial(
     on_run(run.run_id)
     pruned: list[int] = []
     with within_run(
-        run, console, signals, shows="", ends_as=lambda: ("KILLED", "pruned") if pruned else ("FINISHED", None)
+        run,
+        console,
+        signals,
+        shows="",
+        child=True,
+        ends_as=lambda: ("KILLED", "pruned") if pruned else ("FINISHED", None),
     ):
         train_log.describe(run, prepared, whole=False)
         history, train_s = _train(run, prepared, signals, prunes, pruned)

@@ -123,7 +123,7 @@ def first_values(prepared: Prepared, space: Space) -> dict[str, Any]:
 def _default_ranges(prepared: Prepared) -> dict[str, Range]:
     recipe, num_train = prepared.recipe, prepared.manifest.counts()["train"]
     own, lr = recipe.train.batch_size, recipe.optim.lr
-    sizes: list[JsonValue] = sorted({own, *(size for size in BATCH_SIZES if size * LEAST_STEPS <= num_train)})
+    sizes = list[JsonValue](sorted({own, *(size for size in BATCH_SIZES if size * LEAST_STEPS <= num_train)}))
     return {
         "optim.lr": FloatRange(type="float", low=_rounded(lr / LR_SPAN), high=_rounded(lr * LR_SPAN), log=True),
         "train.batch_size": ChoiceRange(type="choice", values=sizes),
