@@ -13,13 +13,13 @@ import pandas as pd
 from imgcls.errors import UserError
 from imgcls.jobs.console import Console
 from imgcls.jobs.record import before_run, common_tags, log_data, report_end, within_run
-from imgcls.jobs.signals import Signals
+from imgcls.jobs.signals import Signals, Stopped
 from imgcls.jobs.train_log import describe_data
 from imgcls.jobs.tune_report import Report
 from imgcls.jobs.tune_space import Subject, open_subjects
 from imgcls.jobs.tune_worker import Task
 from imgcls.jobs.tune_workers import Workers
-from imgcls.recipe import Resolved
+from imgcls.recipe import Resolved, resolve
 from imgcls.tracking import run as tracking
 from imgcls.tracking.nested import close, end_attached, find_parent, reopen, running_children
 from imgcls.tracking.run import TrackedRun
@@ -56,6 +56,48 @@ class TuneResult:
     best: Mapping[str, Any]
     table: pd.DataFrame
     unsent: Path | None
+
+
+def tune(
+    recipe: str | Path | Mapping[str, Any] | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    texts: Mapping[str, str] | None = None,
+    families: Sequence[str] = (),
+    storage: str | None = None,
+    name: str | None = None,
+    more_trials: int = 0,
+    quiet: bool = False,
+) -> TuneResult:
+    """Search the best values of a recipe's fields, as one MLflow run with a run for every family and trial below it.
+
+    Args:
+        recipe: as of `imgcls.train`; its `search` section says what is searched.
+        overrides: dotted field names to values, such as {"search.trials": 40}.
+        texts: the same with values as typed on a command line, read as YAML.
+        families: model families, a study each; none is the recipe's own.
+        storage: the studies' database, `sqlite:///…` or `postgresql://…`; None is `optuna.db` in the current folder.
+        name: the sweep's name; a sweep of that name is gone on with. None is made of the recipe's and the data's.
+        more_trials: so many trials more than a sweep of that name has.
+        quiet: print nothing.
+
+    Raises:
+        UserError: see `run_tune`.
+        KeyboardInterrupt: Ctrl-C; the running trials are closed, and the same call goes on.
+    """
+    try:
+        with Signals() as signals:
+            return run_tune(
+                resolve(recipe, overrides, texts=texts),
+                Console(quiet=quiet),
+                signals,
+                families=families,
+                storage=storage,
+                name=name,
+                more_trials=more_trials,
+            )
+    except Stopped as stopped:
+        raise KeyboardInterrupt(str(stopped)) from stopped
 
 
 def run_tune(
