@@ -1,11 +1,7 @@
 """From a recipe to data, batches and a network, before there is a run: what every job that trains begins with."""
 
 import json
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -17,48 +13,28 @@ from imgcls.data.augment import (
     evaluation_pipeline,
     preprocessing,
     resolve_image_size,
-    store_size,
     training_pipeline,
 )
 from imgcls.data.balance import class_weights
-from imgcls.data.check import check, drop_unreadable
-from imgcls.data.images import Images, OpenImages, open_images
+from imgcls.data.images import Images
 from imgcls.data.loading import Loader, resolve_num_workers, resolve_prefetch
 from imgcls.data.report import Report
-from imgcls.data.source import DataConfig, scan
-from imgcls.data.split import split
 from imgcls.errors import UserError
 from imgcls.jobs.console import Console
+from imgcls.jobs.reading import Shelf, decode, of_each, pooled, read, tell, tell_skipped
 from imgcls.jobs.weights import normalization_of, open_weights, with_defaults
 from imgcls.models.describe import check_contracts, describe
 from imgcls.models.family import StagedModel, build
 from imgcls.models.freezing import in_words, thaw_schedule
 from imgcls.models.weights import Pretrained, WeightsReport, load_weights
 from imgcls.recipe import Recipe, Resolved
-from imgcls.tables import SPLITS, Manifest, Split
-from imgcls.tracking.store import artifact
+from imgcls.tables import Manifest, Split
 from imgcls.training.choose import Choice, choose_plan
 from imgcls.training.fit import check_training, seed_all
 from imgcls.training.measure import Job
 from imgcls.training.plan import Plan, resolve_device
 from imgcls.training.processes import ALONE, Group, check_shares
 from imgcls.training.views import Situation, choose_views, output_bytes
-
-Kept = TypeVar("Kept")
-
-
-class Shelf:
-    """Data that a process which trains again and again, as a sweep's worker does, reads once and keeps."""
-
-    def __init__(self) -> None:
-        self._kept: dict[str, Any] = {}
-
-    def get(self, key: str, make: Callable[[], Kept]) -> Kept:
-        """What is kept under the key, which `make` makes where there is none."""
-        if key not in self._kept:
-            self._kept[key] = make()
-        kept: Kept = self._kept[key]
-        return kept
 
 
 @dataclass(frozen=True)
@@ -159,7 +135,7 @@ def prepare(
     """
     shelf = Shelf() if shelf is None else shelf
     recipe = resolved.recipe
-    _tell(resolved.notices, console)
+    tell(resolved.notices, console)
     device = plan.device if plan is not None else resolve_device(recipe.train.device, recipe.train.plan)
     check_shares(
         group.size,
@@ -169,7 +145,7 @@ def prepare(
     )
     recipe, pretrained = _with_weights(recipe, console)
     split_up, report = shelf.get(
-        recipe.data.model_dump_json(), lambda: _read(recipe, refits, console, with_report=group.is_first)
+        recipe.data.model_dump_json(), lambda: read(recipe, refits, console, with_report=group.is_first)
     )
     manifest = split_up if refits is None else pooled(split_up)
     _enough_for_each(manifest, group)
@@ -180,14 +156,14 @@ def prepare(
     architecture = _checked(model, recipe, size)
     channels = recipe.data.channels
     opened = shelf.get(
-        f"{manifest.digest} at {size} px, {recipe.data.model_dump_json()}", lambda: _open(manifest, recipe, console)
+        f"{manifest.digest} at {size} px, {recipe.data.model_dump_json()}", lambda: decode(manifest, recipe, console)
     )
-    images = _of_each(opened, manifest)
+    images = of_each(opened, manifest)
     steps = preprocessing(
         recipe.augment,
         size=size,
         channels=channels,
-        train_images=_of_each(opened, split_up)["train"],
+        train_images=of_each(opened, split_up)["train"],
         train=split_up.part("train"),
         weights=normalization_of(pretrained),
     )
@@ -204,14 +180,7 @@ def prepare(
     choice = Choice(plan) if plan else _plan(model, recipe, device, train_loader, steps, group, manifest)
     plan = choice.plan
     recipe = recipe.replace({"train.plan": plan.as_config()})
-    console.say(
-        f"{len(manifest):,} images of {len(manifest.classes):,} classes ({_counts(manifest)}) at {size} px; "
-        f"{recipe.model.family} with {_parameters(model, architecture)} on {plan}"
-        f"{f' in {group.size} processes' if group.size > 1 else ''}"
-    )
-    for line in choice.lines:
-        console.say(line)
-    _tell_skipped(manifest, console)
+    _tell_prepared(recipe, manifest, architecture, model, choice, group, console)
     if loaded is not None:
         console.say(loaded.summary)
     num_views = _views(model, recipe, manifest, plan, group, console)
@@ -222,14 +191,24 @@ def prepare(
     )  # fmt: skip
 
 
-def _read(
-    recipe: Recipe, refits: Manifest | None, console: Console, *, with_report: bool
-) -> tuple[Manifest, Report | None]:
-    """The images, split, and what is to be said of them."""
-    manifest = refits or split_data(read_data(recipe.data, console), recipe.data)
-    checked = manifest if refits is None else pooled(manifest)
-    _tell(checked.notices, console)
-    return manifest, _check(checked, recipe, console) if with_report else None
+def _tell_prepared(
+    recipe: Recipe,
+    manifest: Manifest,
+    architecture: pd.DataFrame,
+    model: StagedModel,
+    choice: Choice,
+    group: Group,
+    console: Console,
+) -> None:
+    """What is trained on what, and how."""
+    where = f"{choice.plan}{f' in {group.size} processes' if group.size > 1 else ''}"
+    console.say(
+        f"{len(manifest):,} images of {len(manifest.classes):,} classes ({_counts(manifest)}) at "
+        f"{recipe.augment.image_size} px; {recipe.model.family} with {_parameters(model, architecture)} on {where}"
+    )
+    for line in choice.lines:
+        console.say(line)
+    tell_skipped(manifest, console)
 
 
 def _enough_for_each(manifest: Manifest, group: Group) -> None:
@@ -243,19 +222,6 @@ def _enough_for_each(manifest: Manifest, group: Group) -> None:
 
 def _counts(manifest: Manifest) -> str:
     return ", ".join(f"{name} {count:,}" for name, count in manifest.counts().items())
-
-
-def _tell(notices: Sequence[str], console: Console) -> None:
-    for notice in notices:
-        console.say(f"note: {notice}")
-
-
-def _tell_skipped(manifest: Manifest, console: Console) -> None:
-    files = [item for item in manifest.skipped if item.num_files]
-    if files:
-        first = ", ".join(f"{item.path} ({item.reason})" for item in files[:3])
-        count = sum(item.num_files for item in files)
-        console.say(f"skipped {count:,} file{'s' * (count != 1)}: {first}{', …' * (len(files) > 3)}")
 
 
 def _plan(
@@ -348,54 +314,6 @@ def _parameters(model: StagedModel, architecture: pd.DataFrame) -> str:
     )
 
 
-def _check(manifest: Manifest, recipe: Recipe, console: Console) -> Report | None:
-    """What the check that `data.check` asks for finds; what may mislead is told in a line each."""
-    if recipe.data.check == "off":
-        return None
-    progress = console.counter("checking images")
-    report = check(manifest, depth=recipe.data.check, channels=recipe.data.channels, progress=progress)
-    # Images that cannot be decoded are refused or left out, and told, further on.
-    told = [f for f in report.findings if f.severity != "note" and f.kind != "unreadable"]
-    for finding in told:
-        console.say(finding.line())
-    if told:
-        console.say("look at all of it with: imgcls data check (and this recipe)")
-    return report
-
-
-def read_data(config: DataConfig, console: Console) -> Manifest:
-    """The images that a recipe's `data` section names; without those that cannot be read, where it leaves them out.
-
-    Raises:
-        UserError: what a user can mend in the data.
-    """
-    manifest = scan(config, progress=console.count)
-    if config.on_bad_image == "skip":
-        manifest = drop_unreadable(manifest, progress=console.counter("checking images"))
-    return manifest
-
-
-def pooled(manifest: Manifest) -> Manifest:
-    """The manifest with the images for validation among those for training."""
-    return manifest.with_splits(["train" if split == "val" else split for split in manifest.frame["split"]])
-
-
-def split_data(manifest: Manifest, config: DataConfig) -> Manifest:
-    """The manifest split; where that is asked for, by the table that a run or a file holds.
-
-    Raises:
-        UserError: it cannot be split as asked, or there is no such run or table.
-    """
-    if config.split_run is None:
-        return split(manifest, config, table=None if config.split_from is None else Path(config.split_from))
-    with ExitStack() as stack:
-        try:
-            path = stack.enter_context(artifact(config.split_run, "tables/split.csv"))
-        except UserError as error:
-            raise UserError(f"data.split_from: {error}") from error
-        return split(manifest, config, table=path)
-
-
 def _class_weights(manifest: Manifest, recipe: Recipe) -> npt.NDArray[np.float64]:
     counts = np.bincount(manifest.part("train").labels, minlength=len(manifest.classes))
     return class_weights(counts, recipe.data.balance, beta=recipe.data.balance_beta)
@@ -428,22 +346,3 @@ def _loader(
         rank=group.rank,
         processes=group.size,
     )
-
-
-def _open(manifest: Manifest, recipe: Recipe, console: Console) -> OpenImages:
-    """The images of all splits. Those of the test split are decoded to prove them readable, and not looked at."""
-    assert recipe.augment.image_size != "auto"
-    return open_images(
-        manifest,
-        channels=recipe.data.channels,
-        short_side=store_size(recipe.augment.image_size),
-        budget=int(recipe.data.store_budget * 2**30),
-        progress=lambda done, total: console.count("decoding images", done, total),
-        say=console.say,
-        origin=recipe.data.origin,
-    )
-
-
-def _of_each(images: OpenImages, manifest: Manifest) -> dict[Split, OpenImages]:
-    """The images of each split of the manifest."""
-    return {name: images.select(np.flatnonzero(manifest.frame["split"] == name)) for name in SPLITS}

@@ -17,7 +17,8 @@ from imgcls.inference.classifier import Classifier
 from imgcls.jobs import resume as resuming
 from imgcls.jobs import train_log
 from imgcls.jobs.console import Console
-from imgcls.jobs.prepare import Prepared, pooled, prepare, read_data, split_data
+from imgcls.jobs.prepare import Prepared, prepare
+from imgcls.jobs.reading import pooled, read_data, split_data
 from imgcls.jobs.record import before_run, report_end, run_name, training_tags, within_run
 from imgcls.jobs.signals import Signals, Stopped
 from imgcls.jobs.test_reading import Reading, count_read, read_test

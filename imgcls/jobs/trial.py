@@ -8,7 +8,8 @@ from pathlib import Path
 from imgcls.jobs import train_log
 from imgcls.jobs.console import Console
 from imgcls.jobs.features import open_features
-from imgcls.jobs.prepare import Prepared, Shelf, prepare
+from imgcls.jobs.prepare import Prepared, prepare
+from imgcls.jobs.reading import Shelf
 from imgcls.jobs.record import common_tags, within_run
 from imgcls.jobs.signals import Signals
 from imgcls.jobs.train import train_rows

@@ -8,7 +8,6 @@ from typing import Any
 
 import pandas as pd
 import yaml
-from matplotlib.figure import Figure
 
 from imgcls.evaluation import plots
 from imgcls.evaluation.leaderboard import leaderboard, leaderboard_markdown, trial_name
@@ -89,8 +88,8 @@ class Report:
         self._run.log_text(leaderboard_markdown(table), "leaderboard.md")
         self._run.log_text(table.to_csv(index=False), "tables/trials.csv")
 
-    def _figures(self, table: pd.DataFrame) -> dict[str, Callable[[], Figure]]:
-        figures: dict[str, Callable[[], Figure]] = {}
+    def _figures(self, table: pd.DataFrame) -> dict[str, Callable[[], Any]]:
+        figures: dict[str, Callable[[], Any]] = {}
         for objective in self.objectives:
             after = "" if objective == self.objectives[0] else "_" + objective.replace("/", "_")
             for name, draw in _OF_ONE.items():

@@ -9,7 +9,8 @@ from pydantic import JsonValue
 
 from imgcls.errors import UserError
 from imgcls.jobs.console import Console
-from imgcls.jobs.prepare import Prepared, Shelf, prepare
+from imgcls.jobs.prepare import Prepared, prepare
+from imgcls.jobs.reading import Shelf
 from imgcls.models.freezing import resolve_depth
 from imgcls.recipe import Recipe, Resolved
 from imgcls.tuning.ranges import ChoiceRange, FloatRange, IntRange, Range

@@ -10,7 +10,7 @@ from typing import NoReturn
 
 from imgcls.errors import UserError
 from imgcls.jobs.launch import Handover, end_with_launcher
-from imgcls.jobs.prepare import Shelf
+from imgcls.jobs.reading import Shelf
 from imgcls.jobs.signals import Signals, Stopped
 from imgcls.jobs.trial import run_trial
 from imgcls.recipe import Resolved

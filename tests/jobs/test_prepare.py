@@ -14,7 +14,13 @@ from imgcls.jobs.prepare import Prepared, prepare
 from imgcls.recipe import resolve
 
 RUN = "0123456789abcdef" * 2
-SMALL = {"model.family": "plaincnn", "model.num_blocks": 1, "model.channels": 4, "augment.image_size": 8}
+SMALL = {
+    "model.family": "plaincnn",
+    "model.num_blocks": 1,
+    "model.convs_per_block": 1,
+    "model.channels": 4,
+    "augment.image_size": 8,
+}
 
 
 @pytest.fixture
