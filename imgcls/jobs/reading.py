@@ -114,11 +114,13 @@ def of_each(images: OpenImages, manifest: Manifest) -> dict[Split, OpenImages]:
 
 
 def tell(notices: Sequence[str], console: Console) -> None:
+    """A line for each notice."""
     for notice in notices:
         console.say(f"note: {notice}")
 
 
 def tell_skipped(manifest: Manifest, console: Console) -> None:
+    """How many files were left out, and the first of them."""
     files = [item for item in manifest.skipped if item.num_files]
     if files:
         first = ", ".join(f"{item.path} ({item.reason})" for item in files[:3])
