@@ -4,14 +4,25 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from imgcls.jobs.refit import RefitResult as RefitResult
+    from imgcls.jobs.refit import refit as refit
     from imgcls.jobs.train import TrainResult as TrainResult
     from imgcls.jobs.train import train as train
+    from imgcls.jobs.tune import TuneResult as TuneResult
+    from imgcls.jobs.tune import tune as tune
 
 __version__ = "0.1.0"
-__all__ = ["TrainResult", "__version__", "train"]
+__all__ = ["RefitResult", "TrainResult", "TuneResult", "__version__", "refit", "train", "tune"]
 
 # Torch and MLflow take seconds to import, so the public names are loaded when they are first used.
-_LAZY = {"train": "imgcls.jobs.train", "TrainResult": "imgcls.jobs.train"}
+_LAZY = {
+    "RefitResult": "imgcls.jobs.refit",
+    "TrainResult": "imgcls.jobs.train",
+    "TuneResult": "imgcls.jobs.tune",
+    "refit": "imgcls.jobs.refit",
+    "train": "imgcls.jobs.train",
+    "tune": "imgcls.jobs.tune",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -22,6 +22,7 @@ from imgcls.sections import Section
 from imgcls.training.fit import TrainConfig
 from imgcls.training.optim import OptimConfig
 from imgcls.training.plan import AUTO
+from imgcls.tuning.space import SearchConfig
 
 PACKAGE = Path(__file__).resolve().parent
 BUILT_IN = (PACKAGE / "experiments", PACKAGE.parent / "experiments")
@@ -43,6 +44,8 @@ class Recipe(Section):
     """How long, where and from which seed."""
     evaluate: EvaluateConfig
     """What is measured."""
+    search: SearchConfig
+    """What a sweep searches, and how; a training does not read it."""
 
     def as_dict(self) -> dict[str, dict[str, Any]]:
         """Section -> field -> value, JSON-ready."""
@@ -81,7 +84,7 @@ class Resolved:
 
 _SECTIONS: dict[str, type[Section]] = {
     "data": DataConfig, "augment": AugmentConfig, "model": ModelConfig, "optim": OptimConfig, "train": TrainConfig,
-    "evaluate": EvaluateConfig,
+    "evaluate": EvaluateConfig, "search": SearchConfig,
 }  # fmt: skip
 _CHOOSERS = {"data": "source", "model": "family"}
 """Sections whose class depends on one of their fields."""

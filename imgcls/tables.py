@@ -136,11 +136,27 @@ class Manifest:
         return {split: int((self.frame["split"] == split).sum()) for split in SPLITS}
 
 
+def split_digest(manifest: Manifest, split: Split) -> str:
+    """A hash of (content, class name) pairs of one split's images alone: 32 hex digits.
+
+    Wherever they lie, whatever they are called, and whatever images the other splits have.
+    """
+    part = manifest.part(split)
+    return _hash(_pairs(part.frame, part.classes))
+
+
 def _digest(frame: pd.DataFrame, classes: Sequence[str]) -> str:
     """A hash of (content, class name) pairs and the classes, independent of paths and of their order."""
+    return _hash([*classes, "", *_pairs(frame, classes)])
+
+
+def _pairs(frame: pd.DataFrame, classes: Sequence[str]) -> list[str]:
     names = ["" if label < 0 else classes[label] for label in frame["label"]]
-    pairs = sorted(f"{content}\t{name}" for content, name in zip(frame["content"], names, strict=True))
-    text = "\n".join([*classes, "", *pairs])
+    return sorted(f"{content}\t{name}" for content, name in zip(frame["content"], names, strict=True))
+
+
+def _hash(lines: Sequence[str]) -> str:
+    text = "\n".join(lines)
     return hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
 
 
@@ -153,7 +169,7 @@ class History:
     stages, `model/freeze_depth` (those frozen in the epoch) and, where gradients are clipped, `train/grad_norm` (mean
     L2 norm before that). Where MixUp or CutMix mixes the training images, `train/loss` is the loss against their shares
     of two labels, and `train/acc` counts the label with the larger share; figures of validation are those of whole
-    images and, where weights are averaged, of the average.
+    images and, where weights are averaged, of the average. A training without validation images has no `val/...`.
     """
 
     rows: list[Row] = field(default_factory=list)

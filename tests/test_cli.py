@@ -112,6 +112,17 @@ train:
   output_dir: outputs
 evaluate:
   top_k: 3
+search:
+  space: {}
+  sampler: tpe
+  pruner: median
+  objectives:
+  - val/acc
+  trials: null
+  time_limit: null
+  allocation: equal
+  workers: 1
+  seed: 0
 """
 
 

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from imgcls.tables import History, Manifest, Predictions, Skipped
+from imgcls.tables import History, Manifest, Predictions, Skipped, split_digest
 
 ROWS = [
     {"id": "a/1", "path": "/x/a/1.png", "label": 0, "split": "train", "content": "c1"},
@@ -44,6 +44,28 @@ def test_the_digest_changes_with_bytes_labels_classes_and_number_of_images() -> 
     ]
     digests = [Manifest.build(rows, classes=classes).digest for rows, classes in changed]
     assert len(set(digests)) == len(digests)
+
+
+def test_the_digest_of_a_split_is_of_its_images_and_labels_alone() -> None:
+    def digest(rows: list[dict[str, object]], classes: tuple[str, ...] = ("a", "b")) -> str:
+        return split_digest(Manifest.build(rows, classes=classes), "train")
+
+    expected = digest(ROWS)
+    assert len(expected) == 32
+    assert (
+        digest([{**row, "id": f"other/{k}", "path": f"/y/{k}"} for k, row in reversed(list(enumerate(ROWS)))])
+        == expected
+    )
+    assert digest([ROWS[0], {**ROWS[1], "content": "other"}, ROWS[2]]) == expected
+    assert digest(ROWS, ("a", "b", "c")) == expected
+    assert digest([ROWS[0], ROWS[2]]) == expected
+    others = [
+        digest([{**ROWS[0], "content": "other"}, *ROWS[1:]]),
+        digest([{**ROWS[0], "label": 1}, *ROWS[1:]]),
+        digest([{**ROWS[0], "split": "test"}, *ROWS[1:]]),
+        digest(ROWS, ("a", "other")),
+    ]
+    assert len({expected, *others}) == 5
 
 
 def test_equal_ids_are_a_bug_of_the_source() -> None:

@@ -124,6 +124,15 @@ def part_of(count: int, *, rank: int, processes: int) -> slice:
     return slice(begin, begin + each + (rank < more))
 
 
+def num_training_batches(num_images: int, batch_size: int, *, processes: int = 1) -> int:
+    """Batches of a training's epoch.
+
+    A last batch of one image for a process would break batch normalisation; it waits for another epoch.
+    """
+    whole, rest = divmod(num_images, batch_size)
+    return whole + (rest >= (2 * processes if whole else 1))
+
+
 class _EpochKeys(Sampler[_Key]):
     """The keys of one epoch's batches; the loader sets `epoch`, `start` and `once_each` before each."""
 
@@ -145,9 +154,9 @@ class _EpochKeys(Sampler[_Key]):
         self.once_each = False
 
     def __len__(self) -> int:
-        # A last training batch of one image for a process would break batch normalisation; it waits for another epoch.
-        whole, rest = divmod(self._count, self._batch_size)
-        return whole + (rest >= (2 * self._processes if self._shuffle and whole else 1))
+        if self._shuffle:
+            return num_training_batches(self._count, self._batch_size, processes=self._processes)
+        return math.ceil(self._count / self._batch_size)
 
     def __iter__(self) -> Iterator[_Key]:
         return self.each_once(self.epoch) if self.once_each else self.of(self.epoch, self.start)

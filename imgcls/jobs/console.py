@@ -82,9 +82,11 @@ class Console:
         """The line of an epoch."""
         spent = (time.monotonic() - self._begin) / (row["epoch"] - self._done)
         left = spent * (epochs - row["epoch"])
+        val = ""
+        if "val/loss" in row:
+            val = f"val loss {row['val/loss']:.4f} acc {row['val/acc']:.4f} f1 {row['val/f1']:.4f}  "
         self.say(
-            f"epoch {row['epoch']:>3.0f}/{epochs}  train loss {row['train/loss']:.4f} acc {row['train/acc']:.4f}  "
-            f"val loss {row['val/loss']:.4f} acc {row['val/acc']:.4f} f1 {row['val/f1']:.4f}  "
+            f"epoch {row['epoch']:>3.0f}/{epochs}  train loss {row['train/loss']:.4f} acc {row['train/acc']:.4f}  {val}"
             f"{row['images_per_s']:,.0f} images/s  ETA {timedelta(seconds=round(left))}"
         )
 

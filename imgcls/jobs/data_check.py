@@ -19,7 +19,7 @@ from imgcls.evaluation import plots
 from imgcls.evaluation.plots import data as figures
 from imgcls.jobs import data_tables
 from imgcls.jobs.console import Console
-from imgcls.jobs.prepare import split_data
+from imgcls.jobs.reading import split_data
 from imgcls.jobs.record import before_run, common_tags, log_data, report_end, within_run
 from imgcls.jobs.signals import Signals
 from imgcls.recipe import Recipe, Resolved

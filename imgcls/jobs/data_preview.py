@@ -15,7 +15,7 @@ from imgcls.data.source import scan
 from imgcls.errors import UserError
 from imgcls.evaluation import plots
 from imgcls.jobs.console import Console
-from imgcls.jobs.prepare import split_data
+from imgcls.jobs.reading import split_data
 from imgcls.jobs.weights import open_weights, with_defaults
 from imgcls.recipe import Recipe, Resolved
 from imgcls.tables import Manifest

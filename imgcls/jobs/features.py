@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from imgcls.data.cache import cache_dir, size_text
-from imgcls.data.loading import Batches
+from imgcls.data.loading import Batches, Loader
 from imgcls.jobs.console import Console
 from imgcls.jobs.prepare import Prepared
 from imgcls.models.family import ModelConfig
@@ -21,12 +21,12 @@ class Source:
     """Where a training takes its batches from.
 
     Attributes:
-        train, val: images, or features of them.
+        train, val: images, or features of them; no val where all are trained on.
         about: which features, "" where it takes images.
     """
 
     train: Batches
-    val: Batches
+    val: Batches | None
     about: str = ""
 
 
@@ -49,10 +49,10 @@ def open_features(prepared: Prepared, console: Console) -> Source:
         say=console.say,
     )
     numbers = range(1, prepared.num_views + 1) if recipe.augment.is_varied else (0,)
-    subject = _subject(prepared, "train")
+    subject = _subject(prepared, "train", prepared.train)
     try:
         views = [features.view(subject, number) for number in numbers]
-        val = features.view(_subject(prepared, "val"), 0)
+        val = None if prepared.val is None else features.view(_subject(prepared, "val", prepared.val), 0)
     except (NotKept, OSError) as error:
         console.clear()
         reason = error if isinstance(error, NotKept) else f"{cache_dir()} cannot be written ({error.strerror})"
@@ -60,10 +60,11 @@ def open_features(prepared: Prepared, console: Console) -> Source:
         return Source(prepared.train, prepared.val)
     about = _about(model.stage_names[model.freeze_depth - 1], views, val, features.num_computed)
     console.say(f"features of the frozen stages: {about}")
-    return Source(FeatureLoader(model, prepared.train, views), FeatureLoader(model, prepared.val, [val]), about)
+    val_loader = None if prepared.val is None or val is None else FeatureLoader(model, prepared.val, [val])
+    return Source(FeatureLoader(model, prepared.train, views), val_loader, about)
 
 
-def _subject(prepared: Prepared, split: Split) -> Subject:
+def _subject(prepared: Prepared, split: Split, loader: Loader) -> Subject:
     recipe = prepared.recipe
     variation: dict[str, object] = {"evaluation": True}
     if split == "train":
@@ -71,12 +72,12 @@ def _subject(prepared: Prepared, split: Split) -> Subject:
         if recipe.augment.is_varied:
             variation["seed"] = recipe.train.seed
     contents = [str(content) for content in prepared.manifest.part(split).frame["content"]]
-    loader = prepared.train if split == "train" else prepared.val
     return Subject(loader, contents, variation, f"{split} images of {recipe.data.origin}")
 
 
-def _about(stage: str, views: list[View], val: View, num_computed: int) -> str:
-    size = size_text(sum(view.num_bytes for view in (*views, val)))
-    kept = len(views) + 1 - num_computed
-    origin = "computed" if not kept else "reused" if not num_computed else f"{kept} of {len(views) + 1} parts reused"
+def _about(stage: str, views: list[View], val: View | None, num_computed: int) -> str:
+    parts = [*views] if val is None else [*views, val]
+    size = size_text(sum(view.num_bytes for view in parts))
+    kept = len(parts) - num_computed
+    origin = "computed" if not kept else "reused" if not num_computed else f"{kept} of {len(parts)} parts reused"
     return f"{len(views)} view{'s' * (len(views) > 1)} of {stage}, {size}, {origin}"

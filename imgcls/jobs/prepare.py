@@ -1,9 +1,7 @@
 """From a recipe to data, batches and a network, before there is a run: what every job that trains begins with."""
 
 import json
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -15,26 +13,22 @@ from imgcls.data.augment import (
     evaluation_pipeline,
     preprocessing,
     resolve_image_size,
-    store_size,
     training_pipeline,
 )
 from imgcls.data.balance import class_weights
-from imgcls.data.check import check, drop_unreadable
-from imgcls.data.images import Images, OpenImages, open_images
+from imgcls.data.images import Images
 from imgcls.data.loading import Loader, resolve_num_workers, resolve_prefetch
 from imgcls.data.report import Report
-from imgcls.data.source import DataConfig, scan
-from imgcls.data.split import split
 from imgcls.errors import UserError
 from imgcls.jobs.console import Console
+from imgcls.jobs.reading import Shelf, decode, of_each, pooled, read, tell, tell_skipped
 from imgcls.jobs.weights import normalization_of, open_weights, with_defaults
 from imgcls.models.describe import check_contracts, describe
 from imgcls.models.family import StagedModel, build
 from imgcls.models.freezing import in_words, thaw_schedule
 from imgcls.models.weights import Pretrained, WeightsReport, load_weights
 from imgcls.recipe import Recipe, Resolved
-from imgcls.tables import SPLITS, Manifest, Split
-from imgcls.tracking.store import artifact
+from imgcls.tables import Manifest, Split
 from imgcls.training.choose import Choice, choose_plan
 from imgcls.training.fit import check_training, seed_all
 from imgcls.training.measure import Job
@@ -55,8 +49,9 @@ class Prepared:
         manifest: the images, split.
         preprocessing: what happens to every image.
         train: training batches.
-        val: validation batches.
+        val: validation batches; None where all but the test images are trained on.
         whole_val: the same, not shared with other processes.
+        test: batches of the test images, for a refit, which reads them once; None for all others.
         model: the network, on the CPU.
         class_weights: (C,) weight of each class.
         report: what the check of the data found; None where there was none.
@@ -72,8 +67,9 @@ class Prepared:
     manifest: Manifest
     preprocessing: Preprocessing
     train: Loader
-    val: Loader
-    whole_val: Loader
+    val: Loader | None
+    whole_val: Loader | None
+    test: Loader | None
     model: StagedModel
     class_weights: npt.NDArray[np.float64]
     report: Report | None
@@ -115,15 +111,31 @@ def prepare_together(resolved: Resolved, console: Console, group: Group, *, plan
     return prepared
 
 
-def prepare(resolved: Resolved, console: Console, group: Group = ALONE, *, plan: Plan | None = None) -> Prepared:
+def prepare(
+    resolved: Resolved,
+    console: Console,
+    group: Group = ALONE,
+    *,
+    plan: Plan | None = None,
+    shelf: Shelf | None = None,
+    refits: Manifest | None = None,
+) -> Prepared:
     """All of a training but the run; with this plan, or the machine's.
+
+    Args:
+        resolved, console: the recipe, and where it is told.
+        group: the processes that train together.
+        plan: how to compute; None is what the recipe says, or the fastest here.
+        shelf: what earlier trainings of this process, as a sweep's worker, have read.
+        refits: the images as an earlier training had them split. Now those for validation are trained on, too; what
+            preprocessing measures on the training images stays what it was.
 
     Raises:
         UserError: the data, the device or the model is not as it must be.
     """
+    shelf = Shelf() if shelf is None else shelf
     recipe = resolved.recipe
-    for notice in resolved.notices:
-        console.say(f"note: {notice}")
+    tell(resolved.notices, console)
     device = plan.device if plan is not None else resolve_device(recipe.train.device, recipe.train.plan)
     check_shares(
         group.size,
@@ -132,27 +144,27 @@ def prepare(resolved: Resolved, console: Console, group: Group = ALONE, *, plan:
         on_gpu=device == "cuda",
     )
     recipe, pretrained = _with_weights(recipe, console)
-    manifest = scan(recipe.data, progress=console.count)
-    if recipe.data.on_bad_image == "skip":
-        manifest = drop_unreadable(manifest, progress=console.counter("checking images"))
-    manifest = split_data(manifest, recipe.data)
-    for notice in manifest.notices:
-        console.say(f"note: {notice}")
+    split_up, report = shelf.get(
+        recipe.data.model_dump_json(), lambda: read(recipe, refits, console, with_report=group.is_first)
+    )
+    manifest = split_up if refits is None else pooled(split_up)
     _enough_for_each(manifest, group)
-    report = _check(manifest, recipe, console) if group.is_first else None
-    size = resolve_image_size(recipe.augment, manifest.part("train"))
+    size = resolve_image_size(recipe.augment, split_up.part("train"))
     recipe = recipe.replace({"augment.image_size": size})
     seed_all(recipe.train.seed)
     model, loaded = _build(recipe, manifest.classes, pretrained)
     architecture = _checked(model, recipe, size)
     channels = recipe.data.channels
-    images = _open(manifest, recipe, console)
+    opened = shelf.get(
+        f"{manifest.digest} at {size} px, {recipe.data.model_dump_json()}", lambda: decode(manifest, recipe, console)
+    )
+    images = of_each(opened, manifest)
     steps = preprocessing(
         recipe.augment,
         size=size,
         channels=channels,
-        train_images=images["train"],
-        train=manifest.part("train"),
+        train_images=of_each(opened, split_up)["train"],
+        train=split_up.part("train"),
         weights=normalization_of(pretrained),
     )
     random_steps = training_pipeline(recipe.augment, size=size, channels=channels, mean=steps.mean)
@@ -160,30 +172,43 @@ def prepare(resolved: Resolved, console: Console, group: Group = ALONE, *, plan:
     chances = weights[manifest.part("train").labels] if recipe.data.balance == "oversample" else None
     train_loader = _loader("train", images["train"], random_steps, manifest, recipe, device, group, chances)
     fixed_steps = evaluation_pipeline(size, steps.eval_crop)
-    whole_val = val_loader = _loader("val", images["val"], fixed_steps, manifest, recipe, device, ALONE)
+    name: Split = "val" if refits is None else "test"
+    whole = shared = _loader(name, images[name], fixed_steps, manifest, recipe, device, ALONE)
     if group.size > 1:
-        val_loader = _loader("val", images["val"], fixed_steps, manifest, recipe, device, group)
-    num_classes = len(manifest.classes)
-    choice = Choice(plan) if plan else _plan(model, recipe, device, train_loader, steps, group, num_classes=num_classes)
+        shared = _loader(name, images[name], fixed_steps, manifest, recipe, device, group)
+    val_loader, whole_val, test_loader = (shared, whole, None) if refits is None else (None, None, whole)
+    choice = Choice(plan) if plan else _plan(model, recipe, device, train_loader, steps, group, manifest)
     plan = choice.plan
     recipe = recipe.replace({"train.plan": plan.as_config()})
-    counts = ", ".join(f"{name} {count:,}" for name, count in manifest.counts().items())
-    console.say(
-        f"{len(manifest):,} images of {len(manifest.classes):,} classes ({counts}) at {size} px; "
-        f"{recipe.model.family} with {_parameters(model, architecture)} on {plan}"
-        f"{f' in {group.size} processes' if group.size > 1 else ''}"
-    )
-    for line in choice.lines:
-        console.say(line)
-    _tell_skipped(manifest, console)
+    _tell_prepared(recipe, manifest, architecture, model, choice, group, console)
     if loaded is not None:
         console.say(loaded.summary)
     num_views = _views(model, recipe, manifest, plan, group, console)
     measured = pd.DataFrame([asdict(row) for row in choice.rows])
     return Prepared(
-        resolved, recipe, plan, measured, manifest, steps, train_loader, val_loader, whole_val, model, weights,
-        report, loaded, architecture, num_views,
+        resolved, recipe, plan, measured, manifest, steps, train_loader, val_loader, whole_val, test_loader, model,
+        weights, report, loaded, architecture, num_views,
     )  # fmt: skip
+
+
+def _tell_prepared(
+    recipe: Recipe,
+    manifest: Manifest,
+    architecture: pd.DataFrame,
+    model: StagedModel,
+    choice: Choice,
+    group: Group,
+    console: Console,
+) -> None:
+    """What is trained on what, and how."""
+    where = f"{choice.plan}{f' in {group.size} processes' if group.size > 1 else ''}"
+    console.say(
+        f"{len(manifest):,} images of {len(manifest.classes):,} classes ({_counts(manifest)}) at "
+        f"{recipe.augment.image_size} px; {recipe.model.family} with {_parameters(model, architecture)} on {where}"
+    )
+    for line in choice.lines:
+        console.say(line)
+    tell_skipped(manifest, console)
 
 
 def _enough_for_each(manifest: Manifest, group: Group) -> None:
@@ -195,12 +220,8 @@ def _enough_for_each(manifest: Manifest, group: Group) -> None:
         )
 
 
-def _tell_skipped(manifest: Manifest, console: Console) -> None:
-    files = [item for item in manifest.skipped if item.num_files]
-    if files:
-        first = ", ".join(f"{item.path} ({item.reason})" for item in files[:3])
-        count = sum(item.num_files for item in files)
-        console.say(f"skipped {count:,} file{'s' * (count != 1)}: {first}{', …' * (len(files) > 3)}")
+def _counts(manifest: Manifest) -> str:
+    return ", ".join(f"{name} {count:,}" for name, count in manifest.counts().items())
 
 
 def _plan(
@@ -210,8 +231,7 @@ def _plan(
     train: Loader,
     steps: Preprocessing,
     group: Group,
-    *,
-    num_classes: int,
+    manifest: Manifest,
 ) -> Choice:
     """The execution plan, measured on copies of the model where that pays."""
     job = Job(
@@ -220,7 +240,7 @@ def _plan(
         preprocessing=steps,
         image_size=steps.image_size,
         batch_size=min(recipe.train.batch_size, train.num_images) // group.size,
-        num_classes=num_classes,
+        num_classes=len(manifest.classes),
         num_steps=recipe.train.epochs * len(train),
         num_compiles=1 + len(recipe.train.unfreeze),
     )
@@ -294,37 +314,6 @@ def _parameters(model: StagedModel, architecture: pd.DataFrame) -> str:
     )
 
 
-def _check(manifest: Manifest, recipe: Recipe, console: Console) -> Report | None:
-    """What the check that `data.check` asks for finds; what may mislead is told in a line each."""
-    if recipe.data.check == "off":
-        return None
-    progress = console.counter("checking images")
-    report = check(manifest, depth=recipe.data.check, channels=recipe.data.channels, progress=progress)
-    # Images that cannot be decoded are refused or left out, and told, further on.
-    told = [f for f in report.findings if f.severity != "note" and f.kind != "unreadable"]
-    for finding in told:
-        console.say(finding.line())
-    if told:
-        console.say("look at all of it with: imgcls data check (and this recipe)")
-    return report
-
-
-def split_data(manifest: Manifest, config: DataConfig) -> Manifest:
-    """The manifest split; where that is asked for, by the table that a run or a file holds.
-
-    Raises:
-        UserError: it cannot be split as asked, or there is no such run or table.
-    """
-    if config.split_run is None:
-        return split(manifest, config, table=None if config.split_from is None else Path(config.split_from))
-    with ExitStack() as stack:
-        try:
-            path = stack.enter_context(artifact(config.split_run, "tables/split.csv"))
-        except UserError as error:
-            raise UserError(f"data.split_from: {error}") from error
-        return split(manifest, config, table=path)
-
-
 def _class_weights(manifest: Manifest, recipe: Recipe) -> npt.NDArray[np.float64]:
     counts = np.bincount(manifest.part("train").labels, minlength=len(manifest.classes))
     return class_weights(counts, recipe.data.balance, beta=recipe.data.balance_beta)
@@ -357,18 +346,3 @@ def _loader(
         rank=group.rank,
         processes=group.size,
     )
-
-
-def _open(manifest: Manifest, recipe: Recipe, console: Console) -> dict[Split, OpenImages]:
-    """The images of each split. Those of the test split are decoded to prove them readable, and not looked at."""
-    assert recipe.augment.image_size != "auto"
-    images = open_images(
-        manifest,
-        channels=recipe.data.channels,
-        short_side=store_size(recipe.augment.image_size),
-        budget=int(recipe.data.store_budget * 2**30),
-        progress=lambda done, total: console.count("decoding images", done, total),
-        say=console.say,
-        origin=recipe.data.origin,
-    )
-    return {name: images.select(np.flatnonzero(manifest.frame["split"] == name)) for name in SPLITS}

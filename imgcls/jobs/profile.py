@@ -117,6 +117,7 @@ def measure(
     compute.images_per_s(0)
     batches_per_s = min(compute.images_per_s(0.2 * a_turn), data.images_per_s(0.1 * a_turn)) / recipe.train.batch_size
     train = FirstBatches(whole, max(LEAST_BATCHES, round(LOOP * a_turn * batches_per_s)))
+    assert prepared.val is not None
     val = FirstBatches(prepared.val, max(1, round(EVALUATION * a_turn * batches_per_s)))
     epochs = fit(
         prepared.model,

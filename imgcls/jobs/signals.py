@@ -94,11 +94,11 @@ class Signals:
     @contextmanager
     def deferred(self) -> Iterator[None]:
         """A context in which the first signal only sets `requested`."""
-        self._deferred = True
+        before, self._deferred = self._deferred, True
         try:
             yield
         finally:
-            self._deferred = False
+            self._deferred = before
 
     @contextmanager
     def shielded(self) -> Iterator[None]:
@@ -126,6 +126,10 @@ class Signals:
     def finishing(self) -> None:
         """From here on the run is being closed, which a signal should not keep from being done."""
         self._finishing = True
+
+    def reopen(self) -> None:
+        """The run is closed and another may follow: signals count again, also one that came meanwhile."""
+        self._finishing = self._held = False
 
     def stop(self) -> bool:
         """Whether the job was asked to end."""
@@ -175,9 +179,7 @@ class Signals:
         again = self._counts[number]
         if again >= 3:
             os._exit(128 + number)
-        if self._finishing:
-            return
-        if self._held:
+        if self._finishing or self._held:
             self.requested = self.requested or number
             return
         if again == 1 and self.requested is not None:

@@ -3,14 +3,16 @@
 import platform
 import subprocess
 import sys
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 
 import torch
 
 
+@cache
 def git_commit() -> str | None:
-    """The commit of the checkout that this package runs from, `-dirty` where files differ; None outside one."""
+    """The commit of the checkout that this process runs from, `-dirty` where files differ; None outside one."""
     here = Path(__file__).resolve().parents[2]
     if not (here / ".git").exists():
         return None
@@ -34,5 +36,10 @@ def environment() -> str:
         f"# python {sys.version.split()[0]} on {platform.platform()}",
         f"# processor {platform.processor() or platform.machine()}, torch threads {torch.get_num_threads()}, GPU {gpu}",
     ]
+    return "\n".join([*head, *_packages()]) + "\n"
+
+
+@cache
+def _packages() -> list[str]:
     packages = {f"{d.metadata['Name']}=={d.version}" for d in metadata.distributions() if d.metadata["Name"]}
-    return "\n".join([*head, *sorted(packages, key=str.casefold)]) + "\n"
+    return sorted(packages, key=str.casefold)

@@ -1,7 +1,6 @@
 """The verb `train`: from a recipe to a complete MLflow run with a model in it."""
 
 import os
-import secrets
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from imgcls.jobs.console import Console
 from imgcls.jobs.features import Source, open_features
 from imgcls.jobs.launch import handover, run_processes
 from imgcls.jobs.prepare import Prepared, prepare_together
-from imgcls.jobs.record import before_run, common_tags, reason_of, report_end, within_run
+from imgcls.jobs.record import before_run, reason_of, report_end, run_name, training_tags, within_run
 from imgcls.jobs.resume import Resumption
 from imgcls.jobs.signals import Signals, Stopped
 from imgcls.models.family import StagedModel, num_parameters
@@ -228,7 +227,7 @@ def _begin(prepared: Prepared, console: Console, signals: Signals, resumption: R
     for run_id in interrupted(output_dir)[-1:]:
         console.say(f"note: the run {run_id} was interrupted; to go on with it: imgcls train --resume {run_id}")
     signals.hold()
-    return tracking.start(output_dir, name=_run_name(prepared), tags=_tags(prepared))
+    return tracking.start(output_dir, name=run_name(prepared.recipe), tags=training_tags("train", prepared))
 
 
 def _follow(prepared: Prepared, signals: Signals, group: Group, checkpoint: Checkpoint | None) -> None:
@@ -236,7 +235,7 @@ def _follow(prepared: Prepared, signals: Signals, group: Group, checkpoint: Chec
     group.agree(lambda: None)
     ballot = Ballot(group, lambda: signals.requested or 0)
     with signals.deferred(), prepared.plan.threaded():
-        for _ in _rows(prepared, Source(prepared.train, prepared.val), ballot, group, checkpoint):
+        for _ in train_rows(prepared, Source(prepared.train, prepared.val), ballot, group, checkpoint):
             pass
         with suppress(OthersGone):  # it has ended then, too
             group.wait_for("ended")
@@ -281,7 +280,10 @@ def _tracked(
     ):
         if checkpoint is None:
             train_log.describe(run, prepared)
-        history = _train(run, prepared, console, signals, group, checkpoint)
+        history = train_epochs(run, prepared, console, signals, group, checkpoint)
+        best = best_row(history, prepared.recipe.train.monitor)
+        figures = {f"best/val_{name}": best[f"val/{name}"] for name in ("acc", "f1", "loss")}
+        run.log_metrics({"best/epoch": best["epoch"], **figures})
         predictions, classifier = train_log.conclude(run, prepared, history, console)
     result = TrainResult(
         run_id=run.run_id,
@@ -294,7 +296,6 @@ def _tracked(
         recipe=prepared.recipe,
         unsent=run.unsent,
     )
-    best = best_row(history, prepared.recipe.train.monitor)
     report_end(
         run,
         console,
@@ -304,13 +305,14 @@ def _tracked(
     return result
 
 
-def _rows(
+def train_rows(
     prepared: Prepared,
     source: Source,
     stop: Callable[[], bool],
     group: Group,
     checkpoint: Checkpoint | None,
     *,
+    num_epochs: int | None = None,
     checkpoints: Path = Path(),
     on_step: Callable[[Step], None] = lambda _step: None,
     on_thaw: Callable[[int], None] = lambda _epoch: None,
@@ -338,18 +340,36 @@ def _rows(
         on_note=on_note,
         resume=checkpoint,
         about=resuming.about(prepared),
+        num_epochs=num_epochs,
     )
 
 
-def _train(
+def train_epochs(
     run: TrackedRun,
     prepared: Prepared,
     console: Console,
     signals: Signals,
     group: Group,
     checkpoint: Checkpoint | None,
+    *,
+    num_epochs: int | None = None,
 ) -> History:
-    recipe, epochs = prepared.recipe, prepared.recipe.train.epochs
+    """Train, with a row of metrics for each epoch logged and told.
+
+    Args:
+        run: takes the figures, and has the checkpoints in its work folder.
+        prepared: what is trained, on what.
+        console: where it is told.
+        signals: how the job is asked to end.
+        group: the processes that train together, of which this is the first.
+        checkpoint: go on from here; None begins.
+        num_epochs: end after so many epochs, inside the recipe's schedule; None goes through it.
+
+    Raises:
+        UserError: as `fit`.
+        Stopped: the job was asked to end.
+    """
+    epochs = prepared.recipe.train.epochs if num_epochs is None else num_epochs
     checkpoints = run.file(f"checkpoints/{LAST}").parent
     history = History([] if checkpoint is None else list(checkpoint.rows))
     uploads = resuming.Uploads(run)
@@ -372,8 +392,9 @@ def _train(
         run.log_metrics(train_log.metrics(row), step=int(row["epoch"]))
     console.begin_training(done=len(history.rows))
     with signals.deferred(), prepared.plan.threaded():
-        for row in _rows(
+        for row in train_rows(
             prepared, source, ballot, group, checkpoint,
+            num_epochs=num_epochs,
             checkpoints=checkpoints,
             on_step=lambda step: console.step(step, epochs=epochs),
             on_thaw=on_thaw,
@@ -387,25 +408,4 @@ def _train(
     if ballot.signum:
         raise Stopped(ballot.signum)
     signals.raise_if_requested()
-    best = best_row(history, recipe.train.monitor)
-    run.log_metrics(
-        {
-            "best/epoch": best["epoch"],
-            "best/val_acc": best["val/acc"],
-            "best/val_f1": best["val/f1"],
-            "best/val_loss": best["val/loss"],
-        }
-    )
     return history
-
-
-def _run_name(prepared: Prepared) -> str:
-    """Family and data, and letters that tell runs of both apart; MLflow's own names say nothing."""
-    return f"{prepared.recipe.model.family}-{Path(prepared.recipe.data.origin).name}-{secrets.token_hex(2)}"
-
-
-def _tags(prepared: Prepared) -> dict[str, str]:
-    about = {"imgcls.family": prepared.recipe.model.family, "imgcls.plan": str(prepared.plan)}
-    if prepared.weights is not None:
-        about["imgcls.weights"] = prepared.weights.name
-    return {**about, **common_tags("train", prepared.resolved, prepared.manifest)}

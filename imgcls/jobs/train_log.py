@@ -21,17 +21,19 @@ from imgcls.training.checkpoint import Checkpoint
 from imgcls.training.keeper import BEST, LAST, REWIND, best_row
 
 
-def describe(run: TrackedRun, prepared: Prepared) -> None:
-    """Log what is known before the first epoch."""
+def describe(
+    run: TrackedRun, prepared: Prepared, *, whole: bool = True, repeat: str = "imgcls train recipe.yaml"
+) -> None:
+    """Log what is known before the first epoch.
+
+    Args:
+        run: where.
+        prepared: of what.
+        whole: also what is the same for all trainings on the same data.
+        repeat: the command that does the same again.
+    """
     recipe, manifest = prepared.recipe, prepared.manifest
-    run.log_params(recipe.flat())
-    run.log_text(
-        f"# The resolved recipe of the MLflow run {run.run_id}.\n# Repeat it with: imgcls train recipe.yaml\n"
-        + recipe.to_yaml(),
-        "recipe.yaml",
-    )
-    run.log_text(environment(), "environment.txt")
-    log_data(run, recipe.data, manifest, context="training")
+    log_recipe(run, prepared, repeat=repeat)
     columns = ["id", "label", "split", "group", "content"]
     table = manifest.frame[columns].assign(label=[manifest.classes[k] for k in manifest.labels])
     run.log_text(table.to_csv(index=False), "tables/split.csv")
@@ -39,19 +41,31 @@ def describe(run: TrackedRun, prepared: Prepared) -> None:
         counts = np.bincount(manifest.part("train").labels, minlength=len(manifest.classes))
         weights = {"class": manifest.classes, "train_images": counts, "weight": prepared.class_weights}
         run.log_text(pd.DataFrame(weights).to_csv(index=False), "tables/class_weights.csv")
+    if whole:
+        describe_data(run, prepared)
+    _describe_model(run, prepared)
+
+
+def describe_data(run: TrackedRun, prepared: Prepared) -> None:
+    """Log what was left out of the data, what its check found, and a figure of its variations."""
+    manifest = prepared.manifest
     if manifest.skipped:
         lines = [json.dumps({"path": item.path, "reason": item.reason}) for item in manifest.skipped]
         run.log_text("\n".join(lines) + "\n", "tables/skipped.jsonl")
-    data_preview.draw(recipe, manifest, run.file("plots/augmentation.png"))
+    data_preview.draw(prepared.recipe, manifest, run.file("plots/augmentation.png"))
     run.log_file("plots/augmentation.png")
     if manifest.notices:
         run.log_text("\n".join(manifest.notices) + "\n", "tables/notices.txt")
+    if prepared.report is not None:
+        run.log_text(json.dumps(prepared.report.to_dict(), ensure_ascii=False), "tables/data_check.json")
+
+
+def _describe_model(run: TrackedRun, prepared: Prepared) -> None:
+    """Log the network, its weights, and the execution plan's measurements."""
     if prepared.weights is not None:
         table = pd.DataFrame([asdict(row) for row in prepared.weights.rows])
         table["shape"] = ["x".join(str(side) for side in row.shape) for row in prepared.weights.rows]
         run.log_text(table.to_csv(index=False), "tables/weights.csv")
-    if prepared.report is not None:
-        run.log_text(json.dumps(prepared.report.to_dict(), ensure_ascii=False), "tables/data_check.json")
     if len(prepared.measured):
         run.log_text(prepared.measured.to_csv(index=False), "tables/plan.csv")
     table = prepared.architecture
@@ -65,6 +79,16 @@ def describe(run: TrackedRun, prepared: Prepared) -> None:
     )
 
 
+def log_recipe(run: TrackedRun, prepared: Prepared, *, repeat: str) -> None:
+    """Log the recipe, the environment and what data there are; `repeat` is the command that does the same again."""
+    recipe = prepared.recipe
+    run.log_params(recipe.flat())
+    head = f"# The resolved recipe of the MLflow run {run.run_id}.\n# Repeat it with: {repeat}\n"
+    run.log_text(head + recipe.to_yaml(), "recipe.yaml")
+    run.log_text(environment(), "environment.txt")
+    log_data(run, recipe.data, prepared.manifest, context="training")
+
+
 def metrics(row: Row) -> dict[str, float]:
     """A history row under the names of the MLflow metrics."""
     renamed = {"seconds": "speed/epoch_s", "images_per_s": "speed/images_per_s"}
@@ -73,41 +97,65 @@ def metrics(row: Row) -> dict[str, float]:
 
 def conclude(run: TrackedRun, prepared: Prepared, history: History, console: Console) -> tuple[Predictions, Classifier]:
     """Log what follows from the best weights: predictions, tables, figures, checkpoints, the model."""
-    recipe, manifest, model = prepared.recipe, prepared.manifest, prepared.model
-    model.load_state_dict(Checkpoint.load(run.file(f"checkpoints/{BEST}")).model)
+    predictions = log_best(run, prepared, history)
+    log_checkpoints(run)
+    return predictions, log_classifier(run, prepared, console)
+
+
+def log_best(run: TrackedRun, prepared: Prepared, history: History) -> Predictions:
+    """Put the best weights into the model, and log what it says of the validation images, with tables and figures."""
+    recipe, manifest = prepared.recipe, prepared.manifest
+    assert prepared.whole_val is not None
+    load_best(run, prepared)
     predictions = predict(
-        model,
+        prepared.model,
         prepared.whole_val,
         manifest.part("val"),
         preprocessing=prepared.preprocessing,
         device=prepared.plan.device,
         split="val",
     )
-    predictions.to_parquet(run.file("predictions/val.parquet"))
-    run.log_file("predictions/val.parquet")
     figures = summary(predictions, top_k=recipe.evaluate.top_k)
     run.log_metrics({f"best/val_{name}": value for name, value in figures.items() if name.startswith("top")})
+    best = int(best_row(history, recipe.train.monitor)["epoch"])
+    title = f"Validation, epoch {best}: {figures['acc']:.1%} of {len(predictions.ids):,} images right"
+    log_predictions(run, predictions, title=title)
+    log_history(run, history, best_epoch=best)
+    return predictions
+
+
+def load_best(run: TrackedRun, prepared: Prepared) -> None:
+    """Give the network the weights of the best epoch."""
+    prepared.model.load_state_dict(Checkpoint.load(run.file(f"checkpoints/{BEST}")).model)
+
+
+def log_history(run: TrackedRun, history: History, *, best_epoch: int) -> None:
+    """Log the rows and the curves."""
     run.log_text(history.to_json(), "history.json")
-    run.log_text(per_class_table(predictions).to_csv(index=False), "tables/per_class_val.csv")
-    best = best_row(history, recipe.train.monitor)
-    plots.save(plots.curves(history, best_epoch=int(best["epoch"])), run.file("plots/curves.png"))
-    counts = confusion_matrix(predictions.labels, predictions.predicted, len(manifest.classes))
-    title = f"Validation, epoch {best['epoch']:.0f}: {figures['acc']:.1%} of {len(predictions.ids):,} images right"
-    plots.save(plots.confusion(counts, manifest.classes, title=title), run.file("plots/confusion_val.png"))
+    plots.save(plots.curves(history, best_epoch=best_epoch), run.file("plots/curves.png"))
     run.log_file("plots/curves.png")
-    run.log_file("plots/confusion_val.png")
-    log_checkpoints(run)
-    classifier = Classifier(
-        model.to("cpu").eval(),
-        recipe.model,
-        prepared.preprocessing,
-        manifest.classes,
-        min(recipe.evaluate.top_k, len(manifest.classes)),
-    )
+
+
+def log_predictions(run: TrackedRun, predictions: Predictions, *, title: str) -> None:
+    """Log the predictions of a split, with a table of its classes and the confusion matrix under the title."""
+    split, classes = predictions.split, predictions.classes
+    predictions.to_parquet(run.file(f"predictions/{split}.parquet"))
+    run.log_file(f"predictions/{split}.parquet")
+    run.log_text(per_class_table(predictions).to_csv(index=False), f"tables/per_class_{split}.csv")
+    counts = confusion_matrix(predictions.labels, predictions.predicted, len(classes))
+    plots.save(plots.confusion(counts, classes, title=title), run.file(f"plots/confusion_{split}.png"))
+    run.log_file(f"plots/confusion_{split}.png")
+
+
+def log_classifier(run: TrackedRun, prepared: Prepared, console: Console) -> Classifier:
+    """Log the network, which comes to the CPU, as the run's model."""
+    recipe, classes = prepared.recipe, prepared.manifest.classes
+    top_k = min(recipe.evaluate.top_k, len(classes))
+    classifier = Classifier(prepared.model.to("cpu").eval(), recipe.model, prepared.preprocessing, classes, top_k)
     classifier.save(run.folder / "classifier")
     console.say("logging the model …")
     run.log_model("classifier", top_k=classifier.top_k)
-    return predictions, classifier
+    return classifier
 
 
 def log_checkpoints(run: TrackedRun) -> None:

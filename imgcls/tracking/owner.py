@@ -22,14 +22,14 @@ def this_process() -> dict[str, Any]:
     return {"host": socket.gethostname(), "pid": os.getpid(), "started": psutil.Process().create_time()}
 
 
-def claim(folder: Path, *, uri: str, run_id: str) -> str:
+def claim(folder: Path, *, uri: str, run_id: str, verb: str = "train") -> str:
     """Write down that this process writes to the run in `folder`; the text of the tag that says so."""
-    about = {"uri": uri, "run_id": run_id, "folder": str(folder), **this_process()}
+    about = {"uri": uri, "run_id": run_id, "verb": verb, "folder": str(folder), **this_process()}
     with contextlib.suppress(OSError):  # a full disk: the tag says it too
         temporary = folder / (OWNER_FILE + ".tmp")
         temporary.write_text(json.dumps(about), encoding="utf-8")
         temporary.replace(folder / OWNER_FILE)
-    return json.dumps({name: value for name, value in about.items() if name not in ("uri", "run_id")})
+    return json.dumps({name: value for name, value in about.items() if name not in ("uri", "run_id", "verb")})
 
 
 def owner_in(folder: Path) -> dict[str, Any]:

@@ -215,13 +215,13 @@ def download_checkpoints(found: Interrupted, target: Path) -> None:
 
 
 def interrupted(output_dir: Path) -> list[str]:
-    """Ids of the runs whose work folders in `output_dir` have a checkpoint and no process any more, newest last."""
+    """Ids of trainings whose work folders in `output_dir` have a checkpoint and no process any more, newest last."""
     found: list[tuple[float, str]] = []
     with contextlib.suppress(OSError):
         for folder in output_dir.iterdir():
             last = folder / "artifacts" / CHECKPOINTS / "last.pt"
             owner = owner_in(folder)
-            if not owner or not last.is_file() or is_running(owner):
+            if not owner or owner.get("verb", "train") != "train" or not last.is_file() or is_running(owner):
                 continue
             if all(operation["op"] != "end" for operation in read_spool(folder)):
                 found.append((last.stat().st_mtime, folder.name))

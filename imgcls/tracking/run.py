@@ -14,15 +14,15 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 from imgcls.errors import UserError
-from imgcls.tracking.model import log_model
+from imgcls.tracking.operations import Operation, apply
 from imgcls.tracking.owner import OWNER_TAG, claim, is_running, this_process
 from imgcls.tracking.store import Store, connect
 
-Operation = dict[str, Any]
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
 RETRY_SECONDS = 5.0
@@ -214,34 +214,44 @@ class TrackedRun:
                     self._save()
 
 
-def start(output_dir: Path, *, name: str, tags: Mapping[str, str]) -> TrackedRun:
+def start(output_dir: Path, *, name: str, tags: Mapping[str, str], parent: str | None = None) -> TrackedRun:
     """Attach to the run that `mlflow run` made (MLFLOW_RUN_ID), or make one.
+
+    A run below another is always a new one, in the experiment of that.
 
     Args:
         output_dir: the run's work folder is made in it.
         name: the run's name, if it is made here.
         tags: set on the run beside MLflow's own (user, source, git commit).
+        parent: the run that it is nested in; such a run is always made here.
 
     Raises:
         UserError: the store does not answer, or the folder cannot be written. No run is made then.
     """
     store = connect()
     _check_writable(output_dir)
-    run_id = os.environ.get("MLFLOW_RUN_ID")
+    if parent is not None:
+        tags = {**tags, "mlflow.parentRunId": parent}
+    run_id = os.environ.get("MLFLOW_RUN_ID") if parent is None else None
     if run_id is None:
         from mlflow.tracking.context.registry import resolve_tags
 
         logging.getLogger("mlflow.tracking.context").setLevel(logging.ERROR)
         try:
             every_tag = resolve_tags(dict(tags))
-            run_id = store.client.create_run(store.experiment_id, tags=every_tag, run_name=name).info.run_id
+            if parent is not None:
+                store = replace(store, experiment_id=str(store.client.get_run(parent).info.experiment_id))
+            with store.writing():
+                run_id = store.client.create_run(store.experiment_id, tags=every_tag, run_name=name).info.run_id
         except Exception as error:
             with contextlib.suppress(OSError):  # it holds other runs' files
                 output_dir.rmdir()
             raise UserError(f"the tracking store {store.uri} takes no new run: {_reason(error)}") from error
     run = TrackedRun(store, run_id, (output_dir / run_id).absolute())
-    os.environ.pop("MLFLOW_RUN_ID", None)  # the next run of this process is another one
-    run.set_tags({**tags, OWNER_TAG: claim(run.folder, uri=store.uri, run_id=run_id)})
+    if parent is None:
+        os.environ.pop("MLFLOW_RUN_ID", None)  # the next run of this process is another one
+    owner = claim(run.folder, uri=store.uri, run_id=run_id, verb=tags.get("imgcls.verb", ""))
+    run.set_tags({**tags, OWNER_TAG: owner})
     return run
 
 
@@ -346,48 +356,6 @@ def _save_spool(folder: Path, uri: str, run_id: str, unsent: Sequence[Operation]
     temporary = folder / (SPOOL + ".tmp")
     temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
     temporary.replace(folder / SPOOL)
-
-
-def apply(store: Store, run_id: str, folder: Path, operation: Operation) -> None:
-    """Do one operation on the store."""
-    from mlflow.entities import Metric, Param, RunTag
-
-    client, kind = store.client, operation["op"]
-    if kind == "metrics":
-        metrics = [Metric(*row) for row in operation["metrics"]]
-        client.log_batch(run_id, metrics=metrics)
-    elif kind == "params":
-        there = client.get_run(run_id).data.params
-        params = [Param(name, value) for name, value in operation["params"].items() if name not in there]
-        for begin in range(0, len(params), BATCH):
-            client.log_batch(run_id, params=params[begin : begin + BATCH])
-    elif kind == "tags":
-        client.log_batch(run_id, tags=[RunTag(name, value) for name, value in operation["tags"].items()])
-    elif kind == "artifact":
-        path = Path(operation["artifact"])
-        parent = path.parent.as_posix()
-        client.log_artifact(run_id, str(folder / "artifacts" / path), None if parent == "." else parent)
-    elif kind == "dataset":
-        _log_dataset(client, run_id, operation)
-    elif kind == "model":
-        log_model(client, run_id, folder / operation["source"], top_k=operation["top_k"])
-    elif kind == "end":
-        client.set_terminated(run_id, operation["status"], operation["time"])
-    else:
-        raise AssertionError(f"unknown operation {kind!r}")
-
-
-def _log_dataset(client: Any, run_id: str, operation: Operation) -> None:
-    from mlflow.entities import Dataset, DatasetInput, InputTag
-
-    dataset = Dataset(
-        name=operation["name"],
-        digest=operation["digest"],
-        source_type="local",
-        source=json.dumps({"uri": operation["source"]}),
-        profile=json.dumps(operation["profile"]),
-    )
-    client.log_inputs(run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", operation["context"])])])
 
 
 def _check_writable(folder: Path) -> None:

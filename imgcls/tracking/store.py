@@ -1,16 +1,20 @@
 """Which MLflow store and experiment to use, and whether it answers."""
 
 import contextlib
+import hashlib
 import logging
 import os
 import sqlite3
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, gettempdir
 from typing import Any
+
+from filelock import FileLock
 
 from imgcls.errors import UserError
 
@@ -44,6 +48,18 @@ class Store:
     uri: str
     client: Any
     experiment_id: str
+
+    def writing(self) -> AbstractContextManager[object]:
+        """A context in which no other process of imgcls on this machine writes to the same SQLite file.
+
+        SQLite refuses a transaction at once ("database is locked") that has read and then wants to write while
+        another one writes, however long its busy timeout is.
+        """
+        if not self.uri.startswith("sqlite:///"):
+            return contextlib.nullcontext()
+        path = Path(self.uri.removeprefix("sqlite:///").partition("?")[0]).absolute()
+        name = hashlib.sha256(str(path).encode()).hexdigest()[:16]
+        return FileLock(Path(gettempdir()) / f"imgcls-{os.getuid()}-{name}.lock")
 
 
 def connect() -> Store:

@@ -23,7 +23,7 @@ from imgcls.training.loop import Loop, Rules, Step
 from imgcls.training.losses import Loss, LossName
 from imgcls.training.microbatch import check_micro_batch
 from imgcls.training.mixing import Mixing
-from imgcls.training.monitors import Monitor
+from imgcls.training.monitors import Monitor, followed
 from imgcls.training.optim import OptimConfig
 from imgcls.training.optimizers import check_optimizer
 from imgcls.training.plan import Device, Plan, PlanConfig, PlanField
@@ -70,7 +70,8 @@ class TrainConfig(Section):
     swa_start: float = Field(0.75, ge=0, lt=1)
     """swa: the share of the training after which the weights are averaged."""
     monitor: Monitor = "val/acc"
-    """The figure that decides which epoch is the best and when to stop early; ties go to the lower val/loss."""
+    """The figure that decides which epoch is the best and when to stop early; ties go to the lower val/loss. Without
+    validation images (`imgcls refit`) the last epoch is the best and nothing stops early."""
     patience: Annotated[int, Field(ge=1)] | None = None
     """Epochs without a better `monitor` after which training stops; null trains all epochs."""
     unfreeze: dict[Annotated[int, Field(ge=2)], Depth] = Field(default_factory=dict)
@@ -88,7 +89,8 @@ class TrainConfig(Section):
     """Minutes after which an epoch that is still in work is saved, again and again, beside the checkpoint at every
     epoch's end; null saves only there."""
     keep_best: int = Field(0, ge=0, le=1000)
-    """The best so many epochs keep a checkpoint of their own, checkpoints/epoch-0007.pt, beside best.pt and last.pt."""
+    """The best so many epochs keep a checkpoint of their own, checkpoints/epoch-0007.pt, beside best.pt and last.pt.
+    Without validation images (`imgcls refit`) those with the lowest train/loss."""
     on_nan: Literal["stop", "skip", "rewind"] = "stop"
     """Where the loss, or a weight, becomes infinite or not a number. stop: the run fails, with the checkpoint of
     before. skip: a step whose loss or gradient is not finite is left out; 10 in a row fail. It reads every step's
@@ -202,7 +204,7 @@ def build_trainer(
 def fit(
     model: nn.Module,
     train: Batches,
-    val: Batches,
+    val: Batches | None,
     *,
     config: TrainConfig,
     optim: OptimConfig,
@@ -219,6 +221,7 @@ def fit(
     on_note: Callable[[str], None] = lambda _text: None,
     resume: Checkpoint | None = None,
     about: Mapping[str, str] | None = None,
+    num_epochs: int | None = None,
 ) -> Iterator[Row]:
     """Train the model in place, yielding a row (see `History`) after every epoch.
 
@@ -229,10 +232,12 @@ def fit(
     With `resume` the training goes on from that checkpoint, in a model, loaders and configuration made as for the
     training that it is of, and yields the rows that are left. On a CPU these, and the weights, are bit by bit those of
     a training that was never interrupted; `seconds` and `images_per_s` are not.
+    Without validation images the rows have no `val/...`, the best weights are the last (averaged) ones, nothing stops
+    early, and the plateau schedule and `keep_best` follow `train/loss` where they would follow `val/...`.
 
     Args:
         model: what is trained.
-        train, val: its images.
+        train, val: its images; no val where all are trained on.
         config, optim: the recipe's sections.
         preprocessing: what makes the network's input of images.
         plan: where and how to compute.
@@ -248,6 +253,7 @@ def fit(
         on_note: told, in a line, of steps that were left out, of rewinds, and of a memory that does not hold a batch.
         resume: go on from here.
         about: what the training is of; kept in every checkpoint.
+        num_epochs: end after so many, in the middle of schedules over `config.epochs`; None goes through all of them.
 
     Raises:
         UserError: the loss became infinite or not a number, a checkpoint cannot be written, `resume` is of another
@@ -260,14 +266,11 @@ def fit(
         num_steps=config.epochs * len(train), batch_size=min(config.batch_size, train.num_images) // group.size,
         group=group, on_note=on_note,
     )  # fmt: skip
+    rules = _rules(config, optim, validated=val is not None, num_epochs=num_epochs or config.epochs)
     keeper = Keeper(
-        checkpoints,
-        monitor=config.monitor,
-        minutes=config.checkpoint_minutes,
-        keep_best=config.keep_best,
+        checkpoints, monitor=rules.monitor, minutes=config.checkpoint_minutes, keep_best=config.keep_best,
         rewinds=config.on_nan == "rewind",
-    )
-    rules = Rules(config.epochs, config.patience, config.monitor, config.on_nan, optim.lr)
+    )  # fmt: skip
     loop = Loop(trainer, train, val, rules, plan, keeper, thaws, dict(about or {}), group)
     loop.stop, loop.on_step, loop.on_thaw, loop.on_save, loop.on_note = stop, on_step, on_thaw, on_save, on_note
     if resume is not None:
@@ -278,6 +281,16 @@ def fit(
         else:
             keeper.tidy(resume.rows)
     yield from loop.rows()
+
+
+def _rules(config: TrainConfig, optim: OptimConfig, *, validated: bool, num_epochs: int) -> Rules:
+    return Rules(
+        epochs=min(num_epochs, config.epochs),
+        patience=config.patience if validated else None,
+        monitor=followed(config.monitor, validated=validated),
+        on_nan=config.on_nan,
+        lr=optim.lr,
+    )
 
 
 def _thaws(model: nn.Module, config: TrainConfig) -> dict[int, int]:

@@ -15,8 +15,8 @@ BEST, LAST, REWIND = "best.pt", "last.pt", "rewind.pt"
 class Keeper:
     """Writes the checkpoints of one training.
 
-    `last.pt` is the newest; `best.pt` that after the best epoch; `epoch-0007.pt` that after one of the best
-    `keep_best`; `rewind.pt`, where asked for, that at the beginning of the epoch in work.
+    `last.pt` is the newest; `best.pt` that after the best epoch (see `best_row`); `epoch-0007.pt` that after one of the
+    best `keep_best`; `rewind.pt`, where asked for, that at the beginning of the epoch in work.
 
     Args:
         folder: where they lie.
@@ -47,7 +47,7 @@ class Keeper:
         other order it would go on from an epoch whose `best.pt` is missing. Where there is an average of the weights,
         the best have that, as a state dict of the model.
         """
-        own, best = epoch_file(checkpoint.epoch), ranked(checkpoint.rows, self._monitor)[0]
+        own, best = epoch_file(checkpoint.epoch), best_row(History(checkpoint.rows), self._monitor)
         names = [BEST] if best is checkpoint.rows[-1] else []
         names += [own] if own in self._kept(checkpoint.rows) else []
         if names and averaged is not None:
@@ -80,13 +80,16 @@ def epoch_file(epoch: int) -> str:
 def ranked(rows: list[Row], monitor: str) -> list[Row]:
     """The rows, best first: highest `monitor` (lowest for a loss); ties go to the lower `val/loss`, then the earlier.
 
-    A figure that is not a number is the worst.
+    A figure that is not a number is the worst. Without validation ties go to the earlier.
     """
-    return sorted(
-        rows, key=lambda row: (score(monitor, row[monitor]), score("val/loss", row["val/loss"])), reverse=True
-    )
+    return sorted(rows, key=lambda row: (score(monitor, row[monitor]), _tie_break(row)), reverse=True)
 
 
 def best_row(history: History, monitor: str) -> Row:
-    """The row of the best epoch: see `ranked`."""
-    return ranked(history.rows, monitor)[0]
+    """The row of the best epoch: see `ranked`. Of a training without validation it is the last: the loss on the
+    training images falls as long as a network learns them by heart, and tells nothing of others."""
+    return ranked(history.rows, monitor)[0] if "val/loss" in history.rows[-1] else history.rows[-1]
+
+
+def _tie_break(row: Row) -> float:
+    return score("val/loss", row["val/loss"]) if "val/loss" in row else 0.0

@@ -73,7 +73,7 @@ class Loop:
         self,
         trainer: Trainer,
         train: Batches,
-        val: Batches,
+        val: Batches | None,
         rules: Rules,
         plan: Plan,
         keeper: Keeper,
@@ -152,7 +152,7 @@ class Loop:
         measured = None
         if not self.stop():
             trainer.end_epoch(self._train.epoch(epoch), self.stop)
-            measured = trainer.evaluate(self._val, self.stop)
+            measured = self._evaluate()
         self._check_weights()
         if measured is None:
             if self._group.is_first:
@@ -168,6 +168,12 @@ class Loop:
             self._keeper.save_epoch(self.checkpoint(), averaged=trainer.averaged_weights())
             self.on_save()
         return row
+
+    def _evaluate(self) -> Row | None:
+        """The figures of validation, none where there are no such images, or None where it was stopped."""
+        if self._val is None:
+            return None if self.stop() else {}
+        return self._trainer.evaluate(self._val, self.stop)
 
     def _row(self, measured: Row) -> Row:
         """The row of the epoch in work, but for its seconds; see `History`."""

@@ -47,7 +47,8 @@ class OptimConfig(OptimizerConfig):
     """one-cycle: the momentum (or beta1) at the highest learning rate, to which it falls from `momentum` and from which
     it rises back; 0.85 in the paper. null leaves it at `momentum`."""
     plateau_monitor: Monitor = "val/loss"
-    """plateau: the metric that has to become better; see `train.monitor`."""
+    """plateau: the metric that has to become better; see `train.monitor`. Without validation images (`imgcls refit`)
+    train/loss stands for one of validation."""
     plateau_patience: int = Field(5, ge=1, le=100_000)
     """plateau: epochs without a better `plateau_monitor` after which the learning rate is multiplied."""
 

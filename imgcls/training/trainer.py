@@ -21,6 +21,7 @@ from imgcls.training.checkpoint import Checkpoint
 from imgcls.training.losses import Loss
 from imgcls.training.microbatch import MicroBatch
 from imgcls.training.mixing import Mixing
+from imgcls.training.monitors import followed
 from imgcls.training.optim import OptimConfig, Plateau, learning_rate, momentum
 from imgcls.training.optimizers import (
     add_l1,
@@ -231,7 +232,8 @@ class Trainer:
     def observe(self, row: Row) -> None:
         """Take the figures of an epoch that is done; the plateau schedule goes by them."""
         if self._optim.schedule == "plateau":
-            self._plateau.observe(self._optim, row[self._optim.plateau_monitor])
+            monitor = followed(self._optim.plateau_monitor, validated="val/loss" in row)
+            self._plateau.observe(self._optim.model_copy(update={"plateau_monitor": monitor}), row[monitor])
 
     @torch.no_grad()
     def evaluate(self, loader: Batches, stop: Callable[[], bool]) -> Row | None:

@@ -8,13 +8,19 @@ from typing import Any
 import pytest
 
 from imgcls.errors import UserError
-from imgcls.jobs import prepare as job
+from imgcls.jobs import reading
 from imgcls.jobs.console import Console
 from imgcls.jobs.prepare import Prepared, prepare
 from imgcls.recipe import resolve
 
 RUN = "0123456789abcdef" * 2
-SMALL = {"model.family": "plaincnn", "model.num_blocks": 1, "model.channels": 4, "augment.image_size": 8}
+SMALL = {
+    "model.family": "plaincnn",
+    "model.num_blocks": 1,
+    "model.convs_per_block": 1,
+    "model.channels": 4,
+    "augment.image_size": 8,
+}
 
 
 @pytest.fixture
@@ -44,7 +50,7 @@ def test_the_split_of_a_run_is_looked_up_in_the_tracking_store(root: str, monkey
         yield local
         local.unlink()
 
-    monkeypatch.setattr(job, "artifact", artifact)
+    monkeypatch.setattr(reading, "artifact", artifact)
     second = prepared(root, split_from=f"runs:/{RUN}", split_seed=2)
     assert asked == [(RUN, "tables/split.csv")]
     assert list(second.manifest.frame["split"]) == list(first.manifest.frame["split"])
@@ -57,7 +63,7 @@ def test_a_run_that_is_not_there_is_an_error_of_the_field(root: str, monkeypatch
         raise UserError(f"there is no {run_id}.")
         yield
 
-    monkeypatch.setattr(job, "artifact", artifact)
+    monkeypatch.setattr(reading, "artifact", artifact)
     with pytest.raises(UserError, match=rf"^data\.split_from: there is no {RUN}\.$"):
         prepared(root, split_from=RUN)
 

@@ -17,6 +17,7 @@ from imgcls.jobs import lr_find, profile
 from imgcls.jobs.profile_report import Facts, Profile, as_json, as_text, diagnose
 from imgcls.jobs.signals import Stopped
 from imgcls.tracking.store import connect
+from imgcls.training.lr_find import range_test
 from imgcls.training.throughput import Rates
 
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning")  # MLflow's own
@@ -235,11 +236,10 @@ def test_one_process_is_measured_whatever_the_recipe_asks_for_and_it_says_so() -
 
 def test_a_range_test_computes_with_the_threads_of_the_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
-    real = lr_find.range_test
 
     def spy(*args: Any, **options: Any) -> Any:
         seen.append(torch.get_num_threads())
-        return real(*args, **options)
+        return range_test(*args, **options)
 
     monkeypatch.setattr(lr_find, "range_test", spy)
     plan = "{precision: fp32, layout: nchw, compile: false, threads: 2}"

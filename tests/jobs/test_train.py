@@ -21,6 +21,7 @@ from imgcls.jobs import train_log
 from imgcls.jobs.train import TrainResult
 from imgcls.recipe import PACKAGE
 from imgcls.tracking import run as tracking
+from imgcls.tracking.operations import apply
 from imgcls.tracking.run import TrackedRun
 from imgcls.tracking.store import connect
 from imgcls.training.checkpoint import Checkpoint
@@ -232,7 +233,7 @@ def test_a_signal_in_a_write_to_the_store_waits_for_its_end(
 ) -> None:
     """What breaks into a transaction can leave the database locked, and the run open."""
     monkeypatch.setenv("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING", "false")
-    real = tracking.apply
+    real = apply
     whole: list[str] = []
 
     def interrupted(*args: Any) -> None:

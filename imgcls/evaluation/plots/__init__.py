@@ -1,6 +1,7 @@
 """Figures, one file a subject; `base` and `sheet` hold what they share."""
 
 from imgcls.evaluation.plots.base import save
+from imgcls.evaluation.plots.compare import compared_curves
 from imgcls.evaluation.plots.data import (
     MOST_PAIRS,
     MOST_SAMPLED_CLASSES,
@@ -11,6 +12,8 @@ from imgcls.evaluation.plots.data import (
     size_scatter,
 )
 from imgcls.evaluation.plots.rates import range_test
+from imgcls.evaluation.plots.sweep import families, optimisation_history, pareto
+from imgcls.evaluation.plots.sweep_fields import importance, parallel_coordinates, slices
 from imgcls.evaluation.plots.training import confusion, curves
 
 __all__ = [
@@ -18,11 +21,18 @@ __all__ = [
     "MOST_SAMPLED_CLASSES",
     "augmentation_preview",
     "class_histogram",
+    "compared_curves",
     "confusion",
     "curves",
+    "families",
     "image_pairs",
+    "importance",
+    "optimisation_history",
+    "parallel_coordinates",
+    "pareto",
     "range_test",
     "sample_grid",
     "save",
     "size_scatter",
+    "slices",
 ]

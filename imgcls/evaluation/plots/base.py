@@ -5,12 +5,17 @@ import warnings
 from pathlib import Path
 
 import matplotlib
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.font_manager import fontManager
 
 matplotlib.use("Agg", force=False)
 
 BLUE, ORANGE, GREY = "#2a6fb0", "#d9730d", "#666666"
+COLOURS = (
+    BLUE, ORANGE, "#2f9e5b", "#8b54b8", "#c8324f", "#8c6239", "#d667b0", "#1fa3b5", "#a3a11e", "#3d3d3d",
+)  # fmt: skip
+"""Of things that are told apart by their colour, such as families or runs, in this order."""
 DPI = 110
 """Pixels an inch of a saved figure."""
 FALLBACK_FONTS = (
@@ -45,6 +50,20 @@ def fitting(text: str, columns: int) -> str:
 def is_wide(letter: str) -> bool:
     """Whether a letter takes the room of two, as Chinese ones do."""
     return unicodedata.east_asian_width(letter) in "WF"
+
+
+def saying(text: str) -> Figure:
+    """A figure that says why there is nothing to draw yet."""
+    figure = Figure(figsize=(8, 2.2))
+    figure.text(0.5, 0.5, text, ha="center", va="center", fontsize=12, color=GREY, parse_math=False)
+    return figure
+
+
+def plain(axes: Axes) -> None:
+    """A grid behind, and no frame on the top and on the right."""
+    axes.grid(alpha=0.25)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
 
 
 def save(figure: Figure, path: Path) -> None:

@@ -23,14 +23,17 @@ MOST_CELLS = 250
 
 
 def curves(history: History, *, best_epoch: int) -> Figure:
-    """Loss, accuracy and learning rate by epoch, the best epoch marked."""
+    """Loss, accuracy and learning rate by epoch, the best epoch marked; of a training without validation, which has
+    none, only the training's."""
     figure = Figure(figsize=(13, 4.2), layout="constrained")
     loss, acc, lr = figure.subplots(1, 3)
     table = history.frame
     for axes, name, title in ((loss, "loss", "Loss (cross-entropy)"), (acc, "acc", "Accuracy")):
         for part, colour in (("train", BLUE), ("val", ORANGE)):
-            axes.plot(table["epoch"], table[f"{part}/{name}"], color=colour, label=part, marker=_marker(history))
-        axes.axvline(best_epoch, color=GREY, linestyle=":", label=f"best epoch ({best_epoch})")
+            if f"{part}/{name}" in table:
+                axes.plot(table["epoch"], table[f"{part}/{name}"], color=colour, label=part, marker=_marker(history))
+        if "val/loss" in table:
+            axes.axvline(best_epoch, color=GREY, linestyle=":", label=f"best epoch ({best_epoch})")
         axes.set_title(title)
     lr.plot(table["epoch"], table["lr"], color=BLUE, marker=_marker(history))
     lr.set_title("Learning rate at the end of the epoch")

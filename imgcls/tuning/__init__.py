@@ -1,0 +1,1 @@
+"""The only door to Optuna: search spaces, sweeps of studies, workers around an objective; knows no MLflow, no torch."""

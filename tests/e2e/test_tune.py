@@ -1,0 +1,179 @@
+"""Sweeps as a user starts them: real workers, kills, a stop, a join; conftest checks that no run is left RUNNING."""
+
+import os
+import random
+import signal
+import time
+from collections import Counter
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import psutil
+import pytest
+
+from imgcls.tuning.sweep import load_sweep
+from tests.e2e.conftest import CHECKOUT, Child, Runs, Spawn, imgcls
+
+pytestmark = pytest.mark.slow
+
+TINY = (
+    "digits", "--model.num_blocks", "1", "--model.channels", "4", "--augment.image_size", "8",
+    "--augment.preset", "none",
+    "--search.space", "{optim.lr: {type: float, low: 1e-4, high: 1.0, log: true}}",
+)  # fmt: skip
+
+
+def sweeping(
+    spawn: Spawn, store: Runs, experiment: str, *words: str, epochs: int = 2, folder: Path | None = None
+) -> Child:
+    return spawn(
+        *imgcls("tune", *TINY, "--train.epochs", str(epochs), *words),
+        folder=folder,
+        MLFLOW_TRACKING_URI=store.uri,
+        MLFLOW_EXPERIMENT_NAME=experiment,
+    )
+
+
+def trials(folder: Path, name: str = "digits") -> pd.DataFrame:
+    with load_sweep(f"sqlite:///{folder}/optuna.db", name) as sweep:
+        return sweep.table()
+
+
+def by_verb(runs: list[Any], verb: str) -> list[Any]:
+    return [run for run in runs if run.data.tags.get("imgcls.verb") == verb]
+
+
+def test_a_sweep_is_a_tree_of_runs_with_a_leaderboard_and_figures(store: Runs, spawn: Spawn) -> None:
+    child = sweeping(spawn, store, "tree", "--families", "plaincnn,quizdnn", "--trials", "5")
+    assert child.wait() == 0, child.err
+    runs = store.of("tree")
+    [sweep] = by_verb(runs, "tune")
+    studies = {run.info.run_id: run.info.run_name for run in by_verb(runs, "study")}
+    assert sorted(studies.values()) == ["plaincnn", "quizdnn"]
+    assert {run.data.tags["mlflow.parentRunId"] for run in by_verb(runs, "study")} == {sweep.info.run_id}
+    done = by_verb(runs, "trial")
+    assert sorted(run.info.run_name for run in done) == [
+        "plaincnn/000", "plaincnn/001", "plaincnn/002", "quizdnn/000", "quizdnn/001"
+    ]  # fmt: skip
+    for run in done:
+        assert studies[run.data.tags["mlflow.parentRunId"]] == run.data.tags["imgcls.family"]
+        assert run.data.params["train.epochs"] == "2"
+        assert {"recipe.yaml", "history.json"} <= store.artifacts(run)
+        assert (run.info.status == "FINISHED") == (run.data.tags["imgcls.trial_state"] == "complete")
+    best = max((run for run in done if run.info.status == "FINISHED"), key=lambda run: run.data.metrics["best/val_acc"])
+    assert sweep.data.metrics["best/val_acc"] == best.data.metrics["best/val_acc"]
+    assert sweep.data.tags["imgcls.best.optim.lr"] != ""
+    names = {"leaderboard.csv", "leaderboard.md", "best_params.yaml", "tables/trials.csv", "tables/spaces.json"}
+    figures = {f"plots/{name}.png" for name in ("history", "parallel", "slices", "families")}
+    assert names | figures <= store.artifacts(sweep)
+    first = {run.info.run_name: run.data.params["optim.lr"] for run in done}
+    assert first["plaincnn/000"] == "0.003", "the recipe's own values come first"
+    assert f"next: imgcls refit {sweep.info.run_id}" in child.out
+    assert not (child.folder / "outputs").exists()
+
+
+def test_killed_workers_lose_no_trial(store: Runs, spawn: Spawn) -> None:
+    child = sweeping(spawn, store, "killed", "--trials", "12", "--workers", "2", epochs=12)
+    child.wait_for(r"1/12 ")
+    choice, killed = random.Random(5), 0
+    while killed < 3 and child.process.poll() is None:
+        workers = [p for p in psutil.Process(child.process.pid).children() if "imgcls.jobs.tune_worker" in p.cmdline()]
+        time.sleep(choice.uniform(0.5, 3))
+        for worker in choice.sample(workers, min(1, len(workers))):
+            with suppress(psutil.NoSuchProcess):
+                worker.send_signal(signal.SIGKILL)
+                killed += 1
+    assert child.wait() == 0, child.err
+    assert killed == 3
+    table = trials(child.folder)
+    states = Counter(table["state"])
+    assert states["complete"] + states["pruned"] + states["failed"] == 12
+    assert states["failed"] == states["running"] == states["waiting"] == 0
+    kept = table[table["state"].isin(["complete", "pruned"])]
+    assert not kept["optim.lr"].duplicated().any()
+    runs = {run.info.run_id: run for run in store.of("killed")}
+    for row in table.to_dict("records"):
+        expected = {"complete": "FINISHED", "pruned": "KILLED", "requeued": "KILLED"}.get(row["state"])
+        if row["run_id"]:
+            assert runs[row["run_id"]].info.status == expected
+
+
+def test_a_stopped_sweep_goes_on_by_the_same_command(store: Runs, spawn: Spawn) -> None:
+    child = sweeping(spawn, store, "stopped", "--trials", "4", epochs=4)
+    child.wait_for(r"1/4 ")
+    os.kill(child.process.pid, signal.SIGINT)
+    assert child.wait() == 130
+    [sweep] = by_verb(store.of("stopped"), "tune")
+    assert sweep.info.status == "KILLED"
+    assert all(run.info.status != "RUNNING" for run in store.of("stopped"))
+    again = sweeping(spawn, store, "stopped", "--trials", "4", epochs=4, folder=child.folder)
+    assert again.wait() == 0, again.err
+    assert store.client.get_run(sweep.info.run_id).info.status == "FINISHED"
+    assert len(by_verb(store.of("stopped"), "tune")) == 1
+    states = Counter(trials(child.folder)["state"])
+    assert states["complete"] + states["pruned"] == 4
+    more = sweeping(spawn, store, "stopped", "--more-trials", "2", epochs=4, folder=child.folder)
+    assert more.wait() == 0, more.err
+    states = Counter(trials(child.folder)["state"])
+    assert states["complete"] + states["pruned"] == 6
+
+
+def test_another_space_under_the_same_name_is_refused_with_what_differs(store: Runs, spawn: Spawn) -> None:
+    child = sweeping(spawn, store, "space", "--trials", "1")
+    assert child.wait() == 0, child.err
+    space = "{optim.lr: {type: float, low: 1e-3, high: 0.1, log: true}}"
+    other = spawn(
+        *imgcls("tune", *TINY[:-1], space, "--train.epochs", "2"), folder=child.folder,
+        MLFLOW_TRACKING_URI=store.uri, MLFLOW_EXPERIMENT_NAME="space",
+    )  # fmt: skip
+    assert other.wait() == 2
+    assert "has a sweep 'digits' that differs" in other.err
+    assert "'digits-2'" in other.err
+    assert len(by_verb(store.of("space"), "tune")) == 1
+
+
+def test_two_commands_share_one_sweep(store: Runs, spawn: Spawn) -> None:
+    first = sweeping(spawn, store, "shared", "--trials", "8")
+    first.wait_for("1/8 ")
+    second = sweeping(spawn, store, "shared", "--trials", "8", folder=first.folder)
+    assert (first.wait(), second.wait()) == (0, 0), first.err + second.err
+    assert "another process leads the sweep; this one joins it" in second.out
+    states = Counter(trials(first.folder)["state"])
+    assert states["complete"] + states["pruned"] == 8
+    assert len(by_verb(store.of("shared"), "tune")) == 1
+    workers = {run.data.tags["imgcls.worker"] for run in by_verb(store.of("shared"), "trial")}
+    assert len(workers) == 2
+
+
+def test_a_trial_that_fails_does_not_end_the_sweep(store: Runs, spawn: Spawn) -> None:
+    space = "{optim.lr: {type: choice, values: [0.003, 100.0]}, optim.optimizer: {type: choice, values: [adamw, sgd]}}"
+    child = spawn(
+        *imgcls("tune", *TINY[:-1], space, "--trials", "4", "--search.sampler", "random", "--train.epochs", "2"),
+        MLFLOW_TRACKING_URI=store.uri, MLFLOW_EXPERIMENT_NAME="fails",
+    )  # fmt: skip
+    assert child.wait() == 0, child.err
+    table = trials(child.folder)
+    failed = table[table["state"] == "failed"]
+    assert set(table["state"]) <= {"complete", "pruned", "failed", "duplicate"}
+    for run_id in failed["run_id"]:
+        run = store.client.get_run(run_id)
+        assert run.info.status == "FAILED"
+        assert "loss" in run.data.tags["imgcls.error"]
+
+
+def test_mlflow_run_makes_the_sweeps_run(store: Runs, spawn: Spawn, tmp_path: Path) -> None:
+    child = spawn(
+        "mlflow", "run", str(CHECKOUT), "-e", "tune", "--env-manager", "local", "--experiment-name", "mlflow run",
+        "-P", "recipe=digits", "-P", "trials=2", "-P", "name=by-mlflow", "-P", f"storage=sqlite:///{tmp_path}/s.db",
+        "-P", "train.epochs=1", "-P", "model.num_blocks=1", "-P", "model.channels=4",
+        "-P", f"train.output_dir={tmp_path}/outputs",
+        MLFLOW_TRACKING_URI=store.uri,
+    )  # fmt: skip
+    assert child.wait() == 0, child.err
+    runs = [run for run in store.of("mlflow run") if run.data.tags.get("imgcls.sweep") == "by-mlflow"]
+    [sweep] = by_verb(runs, "tune")
+    assert sweep.data.tags["mlflow.project.entryPoint"] == "tune"
+    assert sweep.info.status == "FINISHED"
+    assert len(by_verb(runs, "trial")) == 2
