@@ -15,7 +15,7 @@ import numpy.typing as npt
 import pytest
 import torch
 from PIL import Image
-from scipy.io import savemat  # type: ignore[import-untyped]
+from scipy.io import savemat
 from torchvision import datasets
 
 from imgcls import network
