@@ -5,6 +5,7 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -284,14 +285,14 @@ def _work(
         until=None if sweep.search.seconds is None else time.time() + sweep.search.seconds,
         coordinator=os.getpid(),
     )
-    seen: set[tuple[str, int]] = set(_ended(sweep.table()))
+    teller = _Teller(sweep, console)
     with Workers(task, subjects, sweep.search.workers) as workers, signals.deferred():
         try:
             while workers.tend(lambda name: _close_abandoned(run, sweep.requeue_of(name))):
                 if signals.stop():
                     break
                 table = sweep.table()
-                seen = _tell(table, seen, sweep, console)
+                teller.tell(table)
                 if report is not None:
                     report.write_if_due(table)
                 _close_abandoned(run, sweep.requeue_stale())
@@ -302,7 +303,7 @@ def _work(
                 _close_abandoned(run, sweep.requeue_of(name))
             if report is not None:
                 report.overheads += workers.overheads()
-    _tell(sweep.table(), seen, sweep, console)
+    teller.tell(sweep.table())
     if report is not None:
         for run_id in running_children(run.store, list(parents.values())):
             if not any(run_id == row for row in sweep.table().query("state == 'running'")["run_id"]):
@@ -323,25 +324,41 @@ def _ended(table: pd.DataFrame) -> list[tuple[str, int]]:
     return list(zip(rows["family"], rows["number"], strict=True))
 
 
-def _tell(table: pd.DataFrame, seen: set[tuple[str, int]], sweep: Sweep, console: Console) -> set[tuple[str, int]]:
-    """A line for every trial that has ended since; all that have."""
-    ended = _ended(table)
-    objective, total = sweep.search.objectives[0], sweep.budget
-    count = len(seen)
-    for family, number in ended:
-        if (family, number) in seen:
-            continue
-        count += 1
-        [row] = table[(table["family"] == family) & (table["number"] == number)].to_dict("records")
-        fields = sweep.spaces[family].ranges
-        values = ", ".join(f"{name.split('.')[-1]} {_short(row[name])}" for name in fields if row[name] is not None)
-        what = row["reason"] if row["state"] == "failed" else f"{objective} {row[objective]:.4f}"
-        best = sweep.best()
-        ahead = "" if best is None else f"  best {best[objective]:.4f}"
-        place = f"{count:>3}{'' if total is None else f'/{total}'}"
-        seconds = f"{row['seconds']:.0f} s"
-        console.say(f"{place}  {family}/{number:03d} {row['state']:<8}  {what}  ({values}; {seconds}){ahead}")
-    return set(ended)
+class _Teller:
+    """Tells a line for every trial that has ended, with an estimate of the time that is left."""
+
+    def __init__(self, sweep: Sweep, console: Console) -> None:
+        self._sweep, self._console = sweep, console
+        self._seen = set(_ended(sweep.table()))
+        self._begin, self._before = time.monotonic(), len(self._seen)
+
+    def tell(self, table: pd.DataFrame) -> None:
+        """A line for every trial of the table that was not told yet."""
+        objective = self._sweep.search.objectives[0]
+        for family, number in _ended(table):
+            if (family, number) in self._seen:
+                continue
+            self._seen.add((family, number))
+            [row] = table[(table["family"] == family) & (table["number"] == number)].to_dict("records")
+            fields = self._sweep.spaces[family].ranges
+            values = ", ".join(f"{name.split('.')[-1]} {_short(row[name])}" for name in fields if row[name] is not None)
+            what = row["reason"] if row["state"] == "failed" else f"{objective} {row[objective]:.4f}"
+            best = self._sweep.best()
+            ahead = "" if best is None else f"  best {best[objective]:.4f}"
+            trial = f"{family}/{number:03d} {row['state']:<8}  {what}  ({values}; {row['seconds']:.0f} s)"
+            self._console.say(f"{self._place()}  {trial}{ahead}{self._left()}")
+
+    def _place(self) -> str:
+        total = self._sweep.budget
+        return f"{len(self._seen):>3}{'' if total is None else f'/{total}'}"
+
+    def _left(self) -> str:
+        total, limit = self._sweep.budget, self._sweep.search.seconds
+        spent = time.monotonic() - self._begin
+        left = [] if limit is None else [max(0.0, limit - spent)]
+        if total is not None:
+            left.append(max(0, total - len(self._seen)) * spent / (len(self._seen) - self._before))
+        return f"  ETA {timedelta(seconds=round(min(left)))}" if left else ""
 
 
 def _short(value: Any) -> str:

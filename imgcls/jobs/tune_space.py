@@ -1,12 +1,15 @@
 """What a sweep searches for each family, checked against the recipe before the first trial."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
+import torch
 from pydantic import JsonValue
 
+from imgcls.data.loading import num_cores
 from imgcls.errors import UserError
 from imgcls.jobs.console import Console
 from imgcls.jobs.prepare import Prepared, prepare
@@ -68,13 +71,34 @@ def open_subjects(resolved: Resolved, families: Sequence[str], console: Console)
     """
     if len(set(families)) < len(families):
         raise UserError(f"found the families {', '.join(families)}; expected each once.")
+    processes = resolved.recipe.train.processes
+    if processes not in (1, "auto"):
+        console.say(f"note: train.processes is {processes}, but a trial is trained by one; search.workers run at once")
+        resolved = Resolved(resolved.recipe.replace({"train.processes": 1}), resolved.name, resolved.notices)
     shelf, found = Shelf(), dict[str, Subject]()
-    for family in families:
-        mine = family_recipe(resolved, family)
-        prepared = prepare(mine, console, shelf=shelf)
-        space = space_of(prepared)
-        found[family] = Subject(prepared, space, first_values(prepared, space))
+    with _threads_of_a_worker(resolved.recipe.search.workers):
+        for family in families:
+            prepared = prepare(family_recipe(resolved, family), console, shelf=shelf)
+            space = space_of(prepared)
+            found[family] = Subject(prepared, space, first_values(prepared, space))
     return found
+
+
+def threads_each(workers: int) -> int:
+    """Threads of each of so many workers on this machine's cores."""
+    return max(1, num_cores() // workers)
+
+
+@contextmanager
+def _threads_of_a_worker(workers: int | Literal["auto"]) -> Iterator[None]:
+    """A context in which torch computes with a worker's share of the cores, as the plan that is measured is to."""
+    before = torch.get_num_threads()
+    if workers != "auto" and workers > 1:
+        torch.set_num_threads(min(before, threads_each(workers)))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def family_recipe(resolved: Resolved, family: str) -> Resolved:

@@ -13,11 +13,10 @@ from typing import Literal, Self
 
 import torch
 
-from imgcls.data.loading import num_cores
 from imgcls.errors import UserError
 from imgcls.jobs.launch import handover
 from imgcls.jobs.signals import Signals, Stopped
-from imgcls.jobs.tune_space import Subject
+from imgcls.jobs.tune_space import Subject, threads_each
 from imgcls.jobs.tune_worker import OVERHEADS, Task, worker_name
 
 GRACE_S = 60.0
@@ -137,8 +136,3 @@ class Workers:
         )
         self.names.append(worker_name(popen.pid))
         self._processes.append(_Process(popen, number))
-
-
-def threads_each(workers: int) -> int:
-    """Threads of each of so many workers on this machine's cores."""
-    return max(1, num_cores() // workers)

@@ -3,8 +3,10 @@
 from typing import Any
 
 import pytest
+import torch
 
 from imgcls.errors import UserError
+from imgcls.jobs import tune_space
 from imgcls.jobs.console import Console
 from imgcls.jobs.tune_space import Subject, family_recipe, open_subjects
 from imgcls.recipe import resolve
@@ -89,3 +91,22 @@ def test_a_family_twice_and_an_unknown_one_are_refused() -> None:
         subjects("plaincnn", "plaincnn")
     with pytest.raises(UserError, match="Did you mean 'resnet18'"):
         subjects("resnet19")
+
+
+def test_workers_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = torch.get_num_threads()
+    monkeypatch.setattr(tune_space, "num_cores", lambda: 4)
+    torch.set_num_threads(4)
+    try:
+        threads = [subjects(**{"search.workers": n})["plaincnn"].prepared.plan.threads for n in (1, 2, 3)]
+        assert torch.get_num_threads() == 4
+    finally:
+        torch.set_num_threads(before)
+    assert threads == [4, 2, 1]
+
+
+def test_a_trial_is_trained_by_one_process(capsys: pytest.CaptureFixture[str]) -> None:
+    resolved = resolve("digits", {**SMALL, "train.processes": 2})
+    found = open_subjects(resolved, ("plaincnn",), Console())["plaincnn"]
+    assert found.resolved.recipe.train.processes == 1
+    assert "note: train.processes is 2, but a trial is trained by one" in capsys.readouterr().out
