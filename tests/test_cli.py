@@ -29,6 +29,7 @@ data:
   balance_beta: null
   on_bad_image: error
   check: quick
+  device: cpu
   num_workers: auto
   prefetch: auto
   store_budget: 20.0

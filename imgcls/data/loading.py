@@ -76,7 +76,7 @@ class _Failed(NamedTuple):
 
 class _BatchDataset(Dataset["Batch | _Failed"]):
     def __init__(self, images: Images, labels: npt.NDArray[np.int64], pipeline: Pipeline) -> None:
-        self._images, self._labels, self._pipeline = images, labels, pipeline
+        self.images, self._labels, self._pipeline = images, labels, pipeline
         self._block: Gatherable | None = None
         if isinstance(images, Gatherable) and images.size is not None and pipeline.keeps(*images.size):
             self._block = images
@@ -88,13 +88,13 @@ class _BatchDataset(Dataset["Batch | _Failed"]):
         if not key.rows:
             return Batch(_empty(0, 0, 0, 0), labels, key.seed, key.total)
         self._pipeline.seed(key.seed)
-        first = self._pipeline(self._images[key.rows[0]])
+        first = self._pipeline(self.images[key.rows[0]])
         images = _empty(len(key.rows), *first.shape)
         # Each is copied while it is still in the processor's cache.
         pixels = images.numpy()
         pixels[0] = first
         for k, row in enumerate(key.rows[1:], 1):
-            pixels[k] = self._pipeline(self._images[row])
+            pixels[k] = self._pipeline(self.images[row])
         return Batch(images, labels, key.seed, key.total)
 
     def labels(self, rows: Sequence[int]) -> torch.Tensor:
@@ -261,6 +261,11 @@ class Loader:
                 multiprocessing_context="fork" if sys.platform == "linux" else None,
             )
 
+    @property
+    def images(self) -> Images:
+        """The images, as they come before the pipeline."""
+        return self._dataset.images
+
     def __len__(self) -> int:
         """Batches an epoch."""
         return len(self._keys)
@@ -304,7 +309,7 @@ class Loader:
             yield self._pinned(self._dataset.batch(key))
 
     def _pinned(self, batch: Batch) -> Batch:
-        if not self._pin_memory:
+        if not self._pin_memory or batch.images.is_cuda:
             return batch
         return batch._replace(images=batch.images.pin_memory(), labels=batch.labels.pin_memory())
 

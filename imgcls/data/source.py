@@ -76,6 +76,9 @@ class DataConfig(Section):
     check: Literal["off", "quick", "full"] = "quick"
     """What every training looks for first and tells: quick reads the images' headers (damaged files, copies, leakage
     between splits, imbalance); full decodes and compares all images besides; off looks for nothing."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Where training and validation images lie and are varied. cuda: all of them in the memory of the GPU that trains,
+    which is for small images of one size and no other variation than crops of padded images and flips."""
     num_workers: Annotated[int, Field(ge=0, le=256)] | Literal["auto"] = "auto"
     """Processes that augment batches; 0 does it in the training process. auto: beside a GPU one less than there are
     cores, 8 at most; on a CPU none up to 15 cores, then one for every 8, 4 at most."""

@@ -19,6 +19,7 @@ from imgcls.data.balance import class_weights
 from imgcls.data.images import Images
 from imgcls.data.loading import Loader, resolve_num_workers, resolve_prefetch
 from imgcls.data.report import Report
+from imgcls.data.resident import ResidentLoader, Shifts, shifts_of
 from imgcls.errors import UserError
 from imgcls.jobs.console import Console
 from imgcls.jobs.reading import Shelf, decode, of_each, pooled, read, tell, tell_skipped
@@ -330,9 +331,10 @@ def _loader(
     chances: npt.NDArray[np.float64] | None = None,
 ) -> Loader:
     assert recipe.augment.image_size != "auto"
-    num_workers = resolve_num_workers(recipe.data.num_workers, device=device, processes=group.size)
-    batch_bytes = recipe.train.batch_size * recipe.augment.image_size**2 * recipe.data.channels
-    return Loader(
+    size, resident = recipe.augment.image_size, recipe.data.device == "cuda"
+    num_workers = 0 if resident else resolve_num_workers(recipe.data.num_workers, device=device, processes=group.size)
+    batch_bytes = recipe.train.batch_size * size**2 * recipe.data.channels
+    loader = Loader(
         images,
         manifest.part(name).labels,
         pipeline,
@@ -346,3 +348,17 @@ def _loader(
         rank=group.rank,
         processes=group.size,
     )
+    if not resident:
+        return loader
+    if device != "cuda":
+        raise UserError(
+            f"data.device is cuda, but the training is on the {device}; expected both on one device. Set data.device to "
+            "cpu, or train.device to cuda where there is a GPU."
+        )
+    if name != "train" and not pipeline.keeps(size, size):
+        raise UserError(
+            "data.device is cuda, but augment.eval_crop cuts the validation images; expected 1. Set it to that, or "
+            "data.device to cpu."
+        )
+    shifts = shifts_of(recipe.augment, image_size=size) if name == "train" else Shifts()
+    return ResidentLoader(loader, shifts, device=device, image_size=size)
