@@ -352,8 +352,8 @@ def _loader(
         return loader
     if device != "cuda":
         raise UserError(
-            f"data.device is cuda, but the training is on the {device}; expected both on one device. Set data.device to "
-            "cpu, or train.device to cuda where there is a GPU."
+            f"data.device is cuda, but the training is on the {device}; expected both on one device. Set data.device "
+            "to cpu, or train.device to cuda where there is a GPU."
         )
     if name != "train" and not pipeline.keeps(size, size):
         raise UserError(

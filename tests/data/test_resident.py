@@ -25,7 +25,7 @@ class Block:
 
     def __init__(self, pixels: Pixels = PIXELS, size: tuple[int, int] | None = None) -> None:
         self._pixels = pixels
-        self.size = size or pixels.shape[1:3]
+        self.size: tuple[int, int] | None = size or (pixels.shape[1], pixels.shape[2])
 
     def __len__(self) -> int:
         return len(self._pixels)
