@@ -81,9 +81,9 @@ class PromoteConfig(Section):
             if name not in _METRICS and not _TOP_K.fullmatch(name):
                 guess = nearest(name, [*_METRICS, "top5_acc"])
                 hint = f" Did you mean {guess!r}?" if guess else ""
-                raise ValueError(f"expected {', '.join(_METRICS)} or top<k>_acc, found the metric {name!r}.{hint}")
+                raise ValueError(f"expected {', '.join(_METRICS)} or top<k>_acc, not {name!r}.{hint}")
             if not 0 <= least <= 1:
-                raise ValueError(f"expected a least value of {name} from 0 to 1, found {least:g}")
+                raise ValueError(f"expected a least value of {name} from 0 to 1, not {least:g}")
         return values
 
 

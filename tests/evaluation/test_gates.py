@@ -311,9 +311,9 @@ def test_the_report_says_the_decision_and_each_gate() -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"min_metrics": {"accuracy": 0.9}}, "found the metric 'accuracy'"),
+        ({"min_metrics": {"accuracy": 0.9}}, "or top<k>_acc, not 'accuracy'"),
         ({"min_metrics": {"balanced_ac": 0.9}}, "Did you mean 'balanced_acc'"),
-        ({"min_metrics": {"acc": 90.0}}, "a least value of acc from 0 to 1, found 90"),
+        ({"min_metrics": {"acc": 90.0}}, "a least value of acc from 0 to 1, not 90"),
         ({"min_gain": -0.1}, "greater than or equal to 0"),
         ({"significance": 0.0}, "greater than or equal to 0.001"),
         ({"max_recall_fall": 2.0}, "less than or equal to 1"),
