@@ -88,7 +88,7 @@ def test_a_real_model_is_loaded_by_its_alias_and_its_files_are_not_copied(store:
     from mlflow.pyfunc.model import PythonModel
 
     class Tiny(PythonModel):
-        def predict(self, context: Any, model_input: Any, params: dict[str, Any] | None = None) -> Any:  # noqa: ARG002
+        def predict(self, context: Any, model_input: list[str], params: dict[str, Any] | None = None) -> list[str]:  # noqa: ARG002
             return [text.upper() for text in model_input]
 
     with mlflow.start_run() as run:
