@@ -116,7 +116,7 @@ def why_not_paired(a: Predictions, b: Predictions) -> str | None:
     if set(a.ids) != set(b.ids):
         shared = len(set(a.ids) & set(b.ids))
         return (
-            f"they are of other validation images: {shared:,} of {len(a.ids):,} and {len(b.ids):,} are the same "
+            f"they are of other images: {shared:,} of {len(a.ids):,} and {len(b.ids):,} are the same "
             "(another split or seed)"
         )
     if a.classes != b.classes or not np.array_equal(a.labels, in_order_of(b, a).labels):

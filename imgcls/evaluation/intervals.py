@@ -73,7 +73,13 @@ def bootstrap(
 
 
 def paired_bootstrap(
-    a: Predictions, b: Predictions, metric: str | Metric = "acc", *, num: int = NUM_RESAMPLES, seed: int = 0
+    a: Predictions,
+    b: Predictions,
+    metric: str | Metric = "acc",
+    *,
+    num: int = NUM_RESAMPLES,
+    seed: int = 0,
+    against: float = 0.0,
 ) -> Difference:
     """How far `a` is ahead of `b`, from resamples that draw the same images of both.
 
@@ -85,6 +91,7 @@ def paired_bootstrap(
         metric: a name that `bootstrap` knows, or a function of predictions.
         num: resamples.
         seed: of the draws.
+        against: the difference that the p-value is for, where that is not whether there is none.
 
     Raises:
         UserError: the images or their labels are not the same, none has a label, or the metric is unknown.
@@ -102,7 +109,8 @@ def paired_bootstrap(
     gaps[np.abs(gaps) < 1e-12] = 0
     everything = np.arange(len(known_a.ids))[None]
     low, high = _percentiles(gaps)
-    extreme = min((gaps <= 0).sum(), (gaps >= 0).sum())
+    beyond = np.where(np.abs(gaps - against) < 1e-12, 0, gaps - against)
+    extreme = min((beyond <= 0).sum(), (beyond >= 0).sum())
     p = min(1.0, 2 * float(1 + extreme) / (len(gaps) + 1))
     return Difference(float((of_a(everything) - of_b(everything))[0]), low, high, p)
 

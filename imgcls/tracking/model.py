@@ -162,7 +162,7 @@ def _find_model(store: Store, source: str) -> tuple[Any, str]:
     """The LoggedModel that the source names, and the address that stays."""
     try:
         if found := re.fullmatch(r"(?:runs:/+)?([0-9a-f]{32})(?:/(\w+))?/?", source):
-            return _model_of_run(store, found[1], found[2] or MODEL_NAME), f"runs:/{found[1]}/{found[2] or MODEL_NAME}"
+            return model_of_run(store, found[1], found[2] or MODEL_NAME), f"runs:/{found[1]}/{found[2] or MODEL_NAME}"
         if found := re.fullmatch(r"models:/+(m-[0-9a-f]{32})", source):
             return store.client.get_logged_model(found[1]), source
         if found := re.fullmatch(r"models:/+([^/@]+)(?:/(\d+)|@([^/@]+))", source):
@@ -185,7 +185,12 @@ def _find_model(store: Store, source: str) -> tuple[Any, str]:
     )
 
 
-def _model_of_run(store: Store, run_id: str, name: str) -> Any:
+def model_of_run(store: Store, run_id: str, name: str) -> Any:
+    """The run's complete LoggedModel of this name.
+
+    Raises:
+        UserError: it has none.
+    """
     run = store.client.get_run(run_id)
     query = f"source_run_id = '{run_id}'"
     models = store.client.search_logged_models([run.info.experiment_id], filter_string=query)

@@ -101,7 +101,7 @@ def test_the_order_of_the_images_does_not_matter() -> None:
     [
         ({"manifest_digest": "other"}, r"their data sets differ \(digests d and other\)"),
         ({"manifest_digest": ""}, r"their data sets differ \(digests d and unknown\)"),
-        ({"ids": [str(k + 10) for k in range(50)]}, r"other validation images: 40 of 50 and 50 are the same"),
+        ({"ids": [str(k + 10) for k in range(50)]}, r"other images: 40 of 50 and 50 are the same"),
         ({"labels": np.zeros(50, np.int64)}, "the same images have other labels"),
     ],
 )

@@ -205,6 +205,16 @@ def test_under_no_difference_one_in_twenty_is_found_at_most_about() -> None:
     assert mcnemars <= 12
 
 
+def test_the_paired_p_value_can_be_against_another_difference_than_none() -> None:
+    a, b = predictions(400, skill=3.0, seed=1), predictions(400, skill=1.0, seed=2)
+    gap = paired_bootstrap(a, b)
+    assert paired_bootstrap(a, b, against=gap.difference).p > 0.5
+    assert paired_bootstrap(a, b, against=gap.high).p == pytest.approx(0.05, abs=0.02)
+    beyond = paired_bootstrap(a, b, against=2 * gap.difference)
+    assert beyond.p < 0.01
+    assert (beyond.difference, beyond.low, beyond.high) == (gap.difference, gap.low, gap.high)
+
+
 def test_other_images_cannot_be_paired() -> None:
     with pytest.raises(UserError, match=r"not of the same images .* found 50 and 60 images"):
         paired_bootstrap(predictions(50), predictions(60))

@@ -109,7 +109,7 @@ def test_a_run_on_another_split_is_compared_but_not_tested(runs: dict[str, Any],
     found = compare(*(run.run_id for run in runs.values()), output=tmp_path / "x")
     assert len(found.table) == 3
     assert len(found.significance.table) == 1
-    assert any("cannot be tested against" in note and "other validation images" in note for note in found.notes)
+    assert any("cannot be tested against" in note and "other images" in note for note in found.notes)
 
 
 @pytest.mark.slow
