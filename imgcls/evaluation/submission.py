@@ -1,7 +1,6 @@
 """A submission file in the form of a competition's sample: exactly its columns, order and ids."""
 
 import csv
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -47,7 +46,9 @@ def read_sample(path: Path) -> Sample:
     except FileNotFoundError:
         raise UserError(f"there is no sample submission {path}; expected a CSV file with ids and columns.") from None
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"the sample submission {path} cannot be read: {error}; expected a CSV file in UTF-8.") from None
+        raise UserError(
+            f"the sample submission {path} cannot be read: {error}; expected a CSV file in UTF-8."
+        ) from None
     if len(rows) < 2 or len(rows[0]) < 2:
         raise UserError(
             f"the sample submission {path} has {max(0, len(rows) - 1)} rows and {len(rows[0]) if rows else 0} columns; "
@@ -112,7 +113,7 @@ def write_submission(predictions: Predictions, sample: Sample | Path, path: Path
                 for name, row in zip(read.ids, rows, strict=True):
                     # As the shortest text that gives the same float32.
                     writer.writerow([name, *predictions.probs[row, columns].astype(str)])
-        os.replace(part, path)
+        part.replace(path)
     finally:
         part.unlink(missing_ok=True)
 
