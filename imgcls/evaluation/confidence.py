@@ -34,7 +34,7 @@ def reliability_table(predictions: Predictions) -> pd.DataFrame:
     """
     known = labelled(predictions)
     bins, right = confidence_bins(known), known.predicted == known.labels
-    images = np.bincount(bins, minlength=NUM_BINS)
+    images = np.bincount(bins, minlength=NUM_BINS).astype(np.int64)
     hits = np.bincount(bins, weights=right, minlength=NUM_BINS)
     sums = np.bincount(bins, weights=known.probs.max(axis=1), minlength=NUM_BINS)
     bounds = [wilson(int(hit), int(num)) if num else (np.nan, np.nan) for hit, num in zip(hits, images, strict=True)]
@@ -51,7 +51,7 @@ def reliability_table(predictions: Predictions) -> pd.DataFrame:
     )
 
 
-def _over(sums: npt.NDArray[np.float64], images: npt.NDArray[np.signedinteger]) -> npt.NDArray[np.float64]:
+def _over(sums: npt.ArrayLike, images: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
     shares: npt.NDArray[np.float64] = np.divide(sums, images, out=np.full(len(images), np.nan), where=images > 0)
     return shares
 

@@ -15,8 +15,8 @@ MOST_COMPARED = 64
 """Images of a class up to which each is compared with all others by one matrix product; of more, sorting is faster."""
 MOST_CELLS = 4_000_000
 """Comparisons held at a time: 16 MB."""
-GRID = np.linspace(0, 1, 201)
-"""Where a mean of curves is taken."""
+GRID = np.unique(np.r_[np.linspace(0, 1, 201), np.geomspace(1e-5, 1, 101)])
+"""Where a mean of curves is taken; close at 0, where the ROC curves of many classes rise."""
 
 
 @dataclass(frozen=True)

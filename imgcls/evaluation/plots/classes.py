@@ -31,7 +31,8 @@ def class_recalls(table: pd.DataFrame, *, title: str) -> Figure:
     parts = [("hardest", hardest(table, ENDS)), ("easiest", easiest(table, ENDS))]
     parts = parts if many else [("", hardest(table, MOST_BARS))]
     rows = max(len(part) for _, part in parts)
-    figure = Figure(figsize=(15.5 if many else 9.5, 1.5 + 0.3 * max(3, rows)), layout="constrained")
+    figure = Figure(figsize=(15.5 if many else 9.5, 1.5 + 0.3 * max(3, rows)))
+    figure.set_layout_engine("constrained", wspace=0.08)
     for axes, (name, part) in zip(figure.subplots(1, len(parts), squeeze=False)[0], parts, strict=True):
         _bars(axes, part, colour=BLUE if name == "easiest" else ORANGE if many else BLUE)
         if name:
@@ -51,7 +52,7 @@ def _bars(axes: Axes, part: pd.DataFrame, *, colour: str) -> None:
     axes.set_yticks(places, names, fontsize=9, fontfamily=fonts(), parse_math=False)
     axes.set_ylim(len(part) - 0.4, -0.6)
     for place, row in enumerate(part.itertuples(index=False)):
-        text = f"{row.support:,} image{'s' * (row.support != 1)}"
+        text = f"{int(str(row.support)):,} image{'s' * (row.support != 1)}"
         if row.confused:
             text += f", {row.confused:,} as {fitting(str(row.most_confused_with), 20)}"
         axes.text(

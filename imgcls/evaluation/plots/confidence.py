@@ -12,6 +12,8 @@ from imgcls.tables import Predictions
 
 NOTED = (0.5, 0.8, 0.9, 0.95, 0.99)
 """Confidences marked on the curve of coverage."""
+FEWEST = 20
+"""Images of which a mark, and the scale, is made; fewer say too little."""
 
 
 def reliability(predictions: Predictions, *, title: str) -> Figure:
@@ -35,9 +37,16 @@ def reliability(predictions: Predictions, *, title: str) -> Figure:
         label="95 % interval",
     )  # fmt: skip
     axes.plot([0, 1], [0, 1], color="black", lw=1, linestyle=":", label="as sure as right")
-    axes.plot(there["confidence"], there["accuracy"], color=ORANGE, marker="o", ms=4, lw=0, label="mean confidence")
+    axes.plot(
+        there["confidence"],
+        there["accuracy"],
+        color=ORANGE,
+        marker="o",
+        ms=4,
+        lw=0,
+        label="the same at the mean confidence",
+    )
     axes.set(ylabel="accuracy", ylim=(0, 1.02), xlim=(0, 1))
-    axes.legend(loc="upper left", frameon=False)
     figures = scores(predictions)
     sure = float((there["confidence"] * there["images"]).sum() / there["images"].sum())
     about = f"ECE {figures['ece']:.4f}; mean confidence {sure:.1%}, accuracy {figures['acc']:.1%}"
@@ -47,6 +56,8 @@ def reliability(predictions: Predictions, *, title: str) -> Figure:
     below.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     for panel in (axes, below):
         plain(panel)
+    # Below the axes, where it hides no bar.
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
     return figure
 
 
@@ -65,7 +76,8 @@ def coverage(predictions: Predictions, *, title: str) -> Figure:
     axes.plot(curve["coverage"], curve["accuracy"], color=BLUE, lw=1.8)
     total = float(curve["accuracy"].iloc[-1])
     axes.axhline(total, color=GREY, lw=1, linestyle=":")
-    marks = table[table["threshold"].isin(NOTED) & (table["images"] > 0)].drop_duplicates("images", keep="last")
+    fewest = min(FEWEST, len(known.ids))
+    marks = table[table["threshold"].isin(NOTED) & (table["images"] >= fewest)].drop_duplicates("images", keep="last")
     rows = marks.iterrows()
     axes.vlines(marks["coverage"], marks["accuracy_low"], marks["accuracy_high"], color=ORANGE, lw=1.2)
     axes.plot(marks["coverage"], marks["accuracy"], color=ORANGE, marker="o", lw=0)
@@ -79,7 +91,7 @@ def coverage(predictions: Predictions, *, title: str) -> Figure:
             )  # fmt: skip
             last = float(row["coverage"])
     # The first few images alone make the curve jump up and down; they do not set its scale.
-    settled = curve["accuracy"][curve["images"] >= min(20, len(known.ids))]
+    settled = curve["accuracy"][curve["images"] >= fewest]
     low = min(float(settled.min()), float(marks["accuracy_low"].min()) if len(marks) else 1.0)
     room = max(1 - low, 0.01)
     axes.set(xlim=(0, 1.015), ylim=(low - 0.06 * room, 1 + 0.09 * room))

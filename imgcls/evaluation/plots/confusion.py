@@ -18,9 +18,9 @@ from imgcls.evaluation.plots.base import GREY, fitting, fonts, saying, short
 Shares = npt.NDArray[np.float64]
 
 MOST_LABELS = 60
-"""Classes up to which a confusion matrix names every one."""
-MOST_NUMBERS = 20
-"""Classes up to which a confusion matrix writes its counts."""
+"""Classes up to which a confusion matrix names every one, and writes its counts."""
+MOST_LARGE = 20
+"""Classes up to which it does so in an ordinary size."""
 MOST_CELLS = 250
 """Cells on a side; of more classes neighbours share a cell, or a screen's pixels would swallow most of them."""
 BLOCK = 16
@@ -32,14 +32,15 @@ PAIRS = 25
 def confusion(counts: Counts, classes: Sequence[str], *, title: str, normalised: bool = False) -> Figure:
     """The confusion matrix, coloured by the share of each true class (on a root scale, so that few errors show).
 
-    Up to 20 classes every cell carries its count and up to 60 every class its name; beyond, the axes count
-    classes in their order, and beyond 250 a cell stands for several neighbouring classes.
+    Up to 60 classes every cell carries its count and every class its name; beyond, the axes count classes in their
+    order, and beyond 250 a cell stands for several neighbouring classes.
 
     Args:
         counts: (C, C); row: true class, column: predicted class.
         classes: the C class names.
         title: what the figure shows.
-        normalised: write the share of the true class, in per cent, instead of the count.
+        normalised: write the share of the true class, in per cent, instead of the count. Of more than 60 classes neither
+            is written, and the figure is the same.
     """
     num_classes = len(classes)
     side = float(np.clip(2.6 + 0.42 * num_classes, 4.5, 15))
@@ -56,7 +57,6 @@ def confusion(counts: Counts, classes: Sequence[str], *, title: str, normalised:
     axes.set_title(title, parse_math=False)
     if num_classes <= MOST_LABELS:
         _write_names(axes, [short(name) for name in classes])
-    if num_classes <= MOST_NUMBERS:
         _write_cells(axes, counts, shares, normalised=normalised)
     return figure
 
@@ -128,7 +128,7 @@ def _write_names(axes: Axes, names: list[str], *, size: int | None = None) -> No
     numbers = range(len(names))
     level = len(names) <= 12 and max(map(len, names)) <= 3
     style: dict[str, Any] = {
-        "fontsize": size or (10 if len(names) <= MOST_NUMBERS else 7),
+        "fontsize": size or (10 if len(names) <= MOST_LARGE else 7),
         "fontfamily": fonts(),
         "parse_math": False,  # a class called $x_$ is no formula
     }
@@ -137,12 +137,13 @@ def _write_names(axes: Axes, names: list[str], *, size: int | None = None) -> No
 
 
 def _write_cells(axes: Axes, counts: Counts, shares: Shares, *, normalised: bool) -> None:
+    size = 8 if len(counts) <= MOST_LARGE else 6
     for (row, column), count in np.ndenumerate(counts):
         if count:
             share = float(shares[row, column])
             colour = "white" if share > 0.3 else "black"
             text = _per_cent(share) if normalised else str(count)
-            axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=8)
+            axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=size)
 
 
 def _per_cent(share: float) -> str:

@@ -8,11 +8,11 @@ from matplotlib.figure import Figure
 from imgcls.evaluation.plots.base import saying
 from imgcls.evaluation.plots.sheet import LINE, Pixels, Sheet, side_for
 
-MOST_IMAGES = 48
+MOST_IMAGES = 42
 """Images that a gallery can show readably."""
-SIDE = 150
+SIDE = 176
 """Pixels of a square for an image, and of the text below it."""
-COLUMNS = 8
+COLUMNS = 7
 
 
 def gallery(items: Sequence[tuple[Pixels, Sequence[str]]], *, title: str) -> Figure:

@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
 from imgcls.evaluation.intervals import labelled
 from imgcls.evaluation.plots.base import COLOURS, fitting, fonts, plain, saying
@@ -16,6 +17,8 @@ MOST_CURVES = 10
 """Classes up to which each has its curve."""
 ENDS = 4
 """Of more classes, curves of the worst, and of the best."""
+ENLARGED = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2)
+"""False-positive rates up to which the left end of ROC curves is drawn again, larger."""
 
 
 def roc(predictions: Predictions, *, title: str) -> Figure:
@@ -33,6 +36,7 @@ def roc(predictions: Predictions, *, title: str) -> Figure:
     figure, axes = _square(title)
     axes.plot([0, 1], [0, 1], color="#bbbbbb", lw=1, linestyle=":")
     _curves(axes, known, one_vs_rest(known)[0][:, 0], roc_curve, mean)
+    _magnify(axes, mean)
     axes.set(xlabel="false-positive rate: share of the other classes' images", ylabel="true-positive rate (recall)")
     _legend(figure, axes, "area under the curve (AUC)")
     return figure
@@ -58,7 +62,8 @@ def precision_recall(predictions: Predictions, *, title: str) -> Figure:
 def _from_zero(predictions: Predictions, k: int) -> Curve:
     """The steps of a precision-recall curve, begun at recall 0."""
     curve = pr_curve(predictions, k)
-    return Curve(np.r_[0, curve.x], np.r_[curve.y[0], curve.y], curve.area)
+    first = int(np.argmax(curve.x > 0))
+    return Curve(np.r_[0, curve.x[first:]], np.r_[curve.y[first], curve.y[first:]], curve.area)
 
 
 def _square(title: str) -> tuple[Figure, Axes]:
@@ -78,7 +83,8 @@ def _curves(
     mean: Curve,
 ) -> None:
     numbers = np.flatnonzero(~np.isnan(areas))
-    order = numbers[np.argsort(areas[numbers], kind="stable")]
+    support = np.bincount(known.labels, minlength=len(areas))
+    order = numbers[np.lexsort((support[numbers], areas[numbers]))]
     many = len(order) > MOST_CURVES
     style = "steps-pre" if curve_of is _from_zero else "default"
     axes.plot(
@@ -96,6 +102,27 @@ def _curves(
             linestyle="--" if is_dashed else "-", label=f"{curve.area:.4f}  {name}",
         )  # fmt: skip
     axes.plot(mean.x, mean.y, color="black", lw=2.6)
+
+
+def _magnify(axes: Axes, mean: Curve) -> None:
+    """Draw the left end again, larger, where the mean has risen within it: most of the figure is empty then."""
+    risen = float(mean.x[np.argmax(mean.y >= 0.95)])
+    end = next((end for end in ENLARGED if end >= 2 * risen), None)
+    if end is None:
+        return
+    inner = axes.inset_axes((0.3, 0.1, 0.66, 0.66))
+    for line in axes.get_lines():
+        if len(np.asarray(line.get_xdata())) > 2:
+            inner.plot(
+                line.get_xdata(), line.get_ydata(), color=line.get_color(), lw=line.get_linewidth(),
+                linestyle=line.get_linestyle(), alpha=line.get_alpha(),
+            )  # fmt: skip
+    inner.set(xlim=(-0.02 * end, end), ylim=(-0.015, 1.015))
+    inner.set_title(f"enlarged: up to {end:g}", fontsize=9)
+    inner.tick_params(labelsize=8)
+    inner.xaxis.set_major_locator(MaxNLocator(5))
+    inner.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    plain(inner)
 
 
 def _legend(figure: Figure, axes: Axes, title: str) -> None:
