@@ -36,7 +36,7 @@ def decided(labels: list[int], predicted: list[int], sure: list[float] | None = 
 def test_the_class_table_has_the_rates_and_the_auc_of_scikit_learn(known: Predictions) -> None:
     table, plain = class_table(known), per_class_table(known)
     assert table[plain.columns].equals(plain)
-    for k, row in table.iterrows():
+    for k, (_, row) in enumerate(table.iterrows()):
         is_k = known.labels == k
         assert np.isnan(row["auc"]) == (is_k.all() or not is_k.any())
         if not np.isnan(row["auc"]):

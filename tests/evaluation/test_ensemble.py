@@ -145,5 +145,5 @@ def test_what_does_not_go_together_is_an_error_that_says_what_differs() -> None:
         aligned([replace(a, ids=["0", *a.ids[:-1]]), b])
     wrong = b.labels.copy()
     wrong[3] = (wrong[3] + 1) % 4
-    with pytest.raises(UserError, match="1 images have other labels in predictions 2 .* the first '3'"):
+    with pytest.raises(UserError, match=r"1 images have other labels in predictions 2 .* the first '3'"):
         aligned([a, replace(b, labels=wrong)])

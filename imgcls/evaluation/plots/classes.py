@@ -51,10 +51,11 @@ def _bars(axes: Axes, part: pd.DataFrame, *, colour: str) -> None:
     names = [fitting(name, 26) for name in part["class"]]
     axes.set_yticks(places, names, fontsize=9, fontfamily=fonts(), parse_math=False)
     axes.set_ylim(len(part) - 0.4, -0.6)
-    for place, row in enumerate(part.itertuples(index=False)):
-        text = f"{int(str(row.support)):,} image{'s' * (row.support != 1)}"
-        if row.confused:
-            text += f", {row.confused:,} as {fitting(str(row.most_confused_with), 20)}"
+    columns = (part["support"], part["confused"], part["most_confused_with"])
+    for place, (support, confused, other) in enumerate(zip(*columns, strict=True)):
+        text = f"{support:,} image{'s' * (support != 1)}"
+        if confused:
+            text += f", {confused:,} as {fitting(other, 20)}"
         axes.text(
             1.02, place, text, va="center", fontsize=8, color=GREY, fontfamily=fonts(), parse_math=False,
             transform=axes.get_yaxis_transform(),

@@ -7,7 +7,6 @@ from matplotlib.ticker import PercentFormatter, StrMethodFormatter
 from imgcls.evaluation.confidence import coverage_curve, coverage_table, reliability_table
 from imgcls.evaluation.intervals import labelled
 from imgcls.evaluation.plots.base import BLUE, GREY, ORANGE, plain
-from imgcls.evaluation.scores import scores
 from imgcls.tables import Predictions
 
 NOTED = (0.5, 0.8, 0.9, 0.95, 0.99)
@@ -47,9 +46,10 @@ def reliability(predictions: Predictions, *, title: str) -> Figure:
         label="the same at the mean confidence",
     )
     axes.set(ylabel="accuracy", ylim=(0, 1.02), xlim=(0, 1))
-    figures = scores(predictions)
-    sure = float((there["confidence"] * there["images"]).sum() / there["images"].sum())
-    about = f"ECE {figures['ece']:.4f}; mean confidence {sure:.1%}, accuracy {figures['acc']:.1%}"
+    shares = there["images"] / there["images"].sum()
+    error = float(((there["accuracy"] - there["confidence"]).abs() * shares).sum())
+    sure, right = float((there["confidence"] * shares).sum()), float((there["accuracy"] * shares).sum())
+    about = f"ECE {error:.4f}; mean confidence {sure:.1%}, accuracy {right:.1%}"
     axes.set_title(f"{title}\n{about}", fontsize=11, parse_math=False)
     below.bar(middle, there["images"], width * 0.92, color=GREY)
     below.set(xlabel="confidence: probability of the predicted class", ylabel="images")

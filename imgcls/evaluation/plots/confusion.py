@@ -39,8 +39,8 @@ def confusion(counts: Counts, classes: Sequence[str], *, title: str, normalised:
         counts: (C, C); row: true class, column: predicted class.
         classes: the C class names.
         title: what the figure shows.
-        normalised: write the share of the true class, in per cent, instead of the count. Of more than 60 classes neither
-            is written, and the figure is the same.
+        normalised: write the share of the true class, in per cent, instead of the count; of more than 60 classes
+            neither is written, and the figure is the same.
     """
     num_classes = len(classes)
     side = float(np.clip(2.6 + 0.42 * num_classes, 4.5, 15))
