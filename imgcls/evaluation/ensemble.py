@@ -14,6 +14,8 @@ from imgcls.tables import Predictions
 Floats = npt.NDArray[np.float64]
 TINY = float(np.finfo(np.float32).tiny)
 """What a probability of 0 counts as in a log loss."""
+NOTHING = 1e-9
+"""A fitted weight up to which it is one of 0, left by rounding."""
 
 
 def aligned(members: Sequence[Predictions]) -> list[Predictions]:
@@ -164,7 +166,8 @@ def fit_weights(members: Sequence[Predictions]) -> Floats:
         options={"maxiter": 500, "ftol": 1e-10},
     )  # fmt: skip
     # Where the search went astray, as it can among probabilities near 0, the simple choices are still there.
-    candidates = [np.clip(np.nan_to_num(result.x), 0, 1) + 0.0, start, *np.eye(num)]
+    found = np.nan_to_num(result.x)
+    candidates = [np.where(found > NOTHING, found, 0.0), start, *np.eye(num)]
     best = min((weights / weights.sum() for weights in candidates if weights.sum() > 0), key=lambda w: loss(w)[0])
     return np.asarray(best)
 

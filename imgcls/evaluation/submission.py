@@ -40,28 +40,30 @@ def read_sample(path: Path) -> Sample:
         UserError: it cannot be read as a CSV file in UTF-8, has less than two columns or no row, a row has another
             number of cells, or a column or an id occurs twice.
     """
+    ids: list[str] = []
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            rows = [row for row in csv.reader(file) if row]
+            reader = csv.reader(file)
+            rows = (row for row in reader if row)
+            header = next(rows, [])
+            for row in rows:
+                if len(row) != len(header):
+                    raise UserError(
+                        f"line {reader.line_num} of the sample submission {path} has {len(row)} cells; expected "
+                        f"{len(header)}, as its header has."
+                    )
+                ids.append(row[0])
     except FileNotFoundError:
         raise UserError(f"there is no sample submission {path}; expected a CSV file with ids and columns.") from None
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(
             f"the sample submission {path} cannot be read: {error}; expected a CSV file in UTF-8."
         ) from None
-    if len(rows) < 2 or len(rows[0]) < 2:
+    if not ids or len(header) < 2:
         raise UserError(
-            f"the sample submission {path} has {max(0, len(rows) - 1)} rows and {len(rows[0]) if rows else 0} columns; "
-            "expected a header, a first column of ids, and a column for the label or one for each class."
+            f"the sample submission {path} has {len(ids)} rows and {len(header)} columns; expected a header, a first "
+            "column of ids, and a column for the label or one for each class."
         )
-    header = rows[0]
-    for number, row in enumerate(rows[1:], 2):
-        if len(row) != len(header):
-            raise UserError(
-                f"row {number} of the sample submission {path} has {len(row)} cells; expected {len(header)}, as its "
-                "header has."
-            )
-    ids = [row[0] for row in rows[1:]]
     for names, what in ((header, "column"), (ids, "id")):
         if len(set(names)) < len(names):
             raise UserError(

@@ -77,6 +77,11 @@ def test_fitted_weights_have_the_least_loss_of_all(num: int, seed: int) -> None:
         assert best <= log_loss(average(several, other)) + 1e-6
 
 
+def test_a_member_that_only_harms_gets_no_weight_at_all() -> None:
+    good = predictions(300, 4, skill=4.0)
+    assert fit_weights([good, predictions(300, 4, skill=-4.0, seed=1)]).tolist() == [1, 0]
+
+
 def test_weights_are_fitted_beside_probabilities_of_0() -> None:
     good, bad = members(2)
     certain = np.eye(4, dtype=np.float32)[bad.predicted]

@@ -72,7 +72,7 @@ def test_ids_that_look_like_numbers_stay_as_they_are(tmp_path: Path) -> None:
         ("id\na\n", "1 rows and 1 columns"),
         ("id,label\n", "0 rows and 2 columns"),
         ("", "0 rows and 0 columns"),
-        ("id,label\na,x\nb\n", "row 3 .* has 1 cells; expected 2"),
+        ("id,label\na,x\nb\n", "line 3 .* has 1 cells; expected 2"),
     ],
 )
 def test_a_sample_that_does_not_fit_is_an_error_and_leaves_no_file(tmp_path: Path, text: str, said: str) -> None:
