@@ -16,6 +16,8 @@ Columns = dict[str, Floats]
 
 MOST_RANKED = 4e12
 """Multiplications for the intervals of AUC and average precision: about a minute on two cores."""
+MOST_WEIGHTS = 20_000_000
+"""Images drawn, in the resamples that are ranked at a time: 80 MB."""
 FEWEST_RESAMPLES = 200
 """Of any interval, however many images there are."""
 TOP_K = 5
@@ -46,7 +48,7 @@ def scores(predictions: Predictions, *, top_k: int = TOP_K) -> dict[str, float]:
     """
     known = _checked(predictions)
     everything = np.arange(len(known.ids))[None]
-    columns = _Parts(known, top_k).values(everything, num_ranked=1)
+    columns = _Parts(known, top_k).values(_times(everything), everything) | _ranked(known, _times(everything))
     return {name: float(values[0]) for name, values in columns.items() if not np.isnan(values[0])}
 
 
@@ -67,13 +69,22 @@ def score_intervals(
     known = _checked(predictions)
     parts = _Parts(known, top_k)
     left = most_ranked(known, num)
-    chunks = []
+    chunks: list[Columns] = []
+    waiting: list[Draws] = []
     for draws in resamples(known, num, seed):
-        chunks.append(parts.values(draws, num_ranked=min(left, len(draws))))
-        left -= min(left, len(draws))
+        times = _times(draws)
+        chunks.append(parts.values(times, draws))
+        waiting.append(times[:left].astype(np.int32))
+        left -= len(waiting[-1])
+        # Comparing all images is done anew for each such chunk, so these are larger.
+        if sum(map(len, waiting)) * len(known.ids) >= MOST_WEIGHTS:
+            chunks.append(_ranked(known, np.concatenate(waiting)))
+            waiting = []
+    if sum(map(len, waiting)):
+        chunks.append(_ranked(known, np.concatenate(waiting)))
     found = {}
     for name in scores(known, top_k=top_k):
-        values = np.concatenate([chunk[name] for chunk in chunks])
+        values = np.concatenate([chunk[name] for chunk in chunks if name in chunk])
         values = values[~np.isnan(values)]
         if len(values):
             low, high = np.quantile(values, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
@@ -119,21 +130,12 @@ class _Parts:
         gaps[np.arange(len(right)), confidence_bins(known)] = right - probs.max(axis=1).astype(np.float64)
         self._by_image = np.column_stack([*means.values(), gaps])
 
-    def values(self, draws: Draws, *, num_ranked: int) -> Columns:
-        """All figures of (B, N) draws, those of ranking for the first `num_ranked` and NaN for the rest."""
-        num, size = draws.shape
-        offsets = np.arange(num)[:, None] * size
-        counts = np.bincount((draws + offsets).ravel(), minlength=num * size).reshape(num, size)
-        sums = counts.astype(np.float64) @ self._by_image / size
+    def values(self, times: Draws, draws: Draws) -> Columns:
+        """All figures but those of ranking, of (B, N) draws and how often they draw each image."""
+        sums = times.astype(np.float64) @ self._by_image / draws.shape[1]
         found = dict(zip(self._names, sums.T, strict=False))
         found["ece"] = np.abs(sums[:, len(self._names) :]).sum(axis=1)
-        found |= self._of_classes(draws)
-        found |= {name: np.full(num, np.nan) for name in ("auc", "ap")}
-        if num_ranked:
-            weights = np.ascontiguousarray(counts[:num_ranked].T, dtype=np.float32)
-            for name, values in zip(("auc", "ap"), one_vs_rest(self._known, weights), strict=True):
-                found[name][:num_ranked] = _nan_mean(values.T)
-        return found
+        return found | self._of_classes(draws)
 
     def _of_classes(self, draws: Draws) -> Columns:
         num_classes = len(self._known.classes)
@@ -145,6 +147,19 @@ class _Parts:
             for values in (true, named, true[true == named])
         )
         return _rates(support, predicted, hits)
+
+
+def _times(draws: Draws) -> Draws:
+    """(B, N) how often each of N images is among the (B, N) draws."""
+    num, size = draws.shape
+    offsets = np.arange(num)[:, None] * size
+    return np.bincount((draws + offsets).ravel(), minlength=num * size).reshape(num, size)
+
+
+def _ranked(known: Predictions, times: npt.NDArray[np.integer]) -> Columns:
+    """The figures of ranking, of (B, N) how often each image is drawn."""
+    auc, ap = one_vs_rest(known, np.ascontiguousarray(times.T, dtype=np.float32))
+    return {"auc": _nan_mean(auc.T), "ap": _nan_mean(ap.T)}
 
 
 def _rates(support: Draws, predicted: Draws, hits: Draws) -> Columns:

@@ -130,6 +130,7 @@ def test_intervals_do_not_depend_on_the_size_of_the_chunks_and_agree_with_the_bo
     others = bootstrap(known, ["acc", "f1", "top5_acc"], num=60, seed=5)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("imgcls.evaluation.intervals.MOST_CELLS", 1500)
+        patch.setattr(scores, "MOST_WEIGHTS", 4000)
         chunked = scores.score_intervals(known, 60, 5)
     for name, interval in found.items():
         assert chunked[name] == pytest.approx(interval)
