@@ -14,8 +14,8 @@ Floats = npt.NDArray[np.float64]
 Columns = dict[str, Floats]
 """Figure -> (B,) its value in each resample."""
 
-MOST_RANKED = 4e12
-"""Multiplications for the intervals of AUC and average precision: about a minute on two cores."""
+MOST_RANKED = 1e12
+"""Multiplications for the intervals of AUC and average precision: beyond it all else would wait for these."""
 MOST_WEIGHTS = 20_000_000
 """Images drawn, in the resamples that are ranked at a time: 80 MB."""
 FEWEST_RESAMPLES = 200
@@ -59,7 +59,7 @@ def score_intervals(
 
     A resample's figures are exactly what `scores` would give for the images drawn, as often as they are drawn; classes
     that it draws no image of are left out of its means. `auc` and `ap` use all resamples as long as they take fewer
-    than 4e12 multiplications, about 44,000 images of many small classes, then fewer resamples, at least 200. 10,000
+    than 1e12 multiplications, about 22,000 images of many small classes, then fewer resamples, at least 200. 10,000
     images of 1,500 classes take all. The intervals of `ece`, and of `auc` and `ap` of classes with few images, may
     lie beside the figure itself: drawing with replacement makes these figures larger.
 
