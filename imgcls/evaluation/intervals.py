@@ -68,7 +68,7 @@ def bootstrap(
     """
     known = labelled(predictions)
     sampled = _sampled(known, metrics)
-    chunks = [{name: values(draws) for name, values in sampled.items()} for draws in _draws(known, num, seed)]
+    chunks = [{name: values(draws) for name, values in sampled.items()} for draws in resamples(known, num, seed)]
     return {name: _percentiles(np.concatenate([chunk[name] for chunk in chunks])) for name in sampled}
 
 
@@ -104,7 +104,7 @@ def paired_bootstrap(
     metrics: Metrics = [metric] if isinstance(metric, str) else {"metric": metric}
     known_a, known_b = labelled(a), labelled(b)
     [of_a], [of_b] = _sampled(known_a, metrics).values(), _sampled(known_b, metrics).values()
-    gaps = np.concatenate([of_a(draws) - of_b(draws) for draws in _draws(known_a, num, seed)])
+    gaps = np.concatenate([of_a(draws) - of_b(draws) for draws in resamples(known_a, num, seed)])
     # Sums of the same shares in another order differ in their last digits: that is no difference.
     gaps[np.abs(gaps) < 1e-12] = 0
     everything = np.arange(len(known_a.ids))[None]
@@ -198,7 +198,7 @@ def _rows(predictions: Predictions, rows: Draws) -> Predictions:
     return replace(predictions, ids=ids, probs=predictions.probs[rows], labels=predictions.labels[rows])
 
 
-def _draws(predictions: Predictions, num: int, seed: int) -> Iterator[Draws]:
+def resamples(predictions: Predictions, num: int, seed: int) -> Iterator[Draws]:
     """(B, N) rows of the images of each resample, in chunks; the same for every C."""
     assert num > 0
     rng = np.random.default_rng(seed)

@@ -4,16 +4,23 @@ from collections.abc import Sequence
 from statistics import stdev
 
 import numpy as np
+import numpy.typing as npt
 
 from imgcls.evaluation.intervals import t_interval, wilson
 from imgcls.evaluation.metrics import summary
 from imgcls.tables import Predictions
 
 
-def log_loss(predictions: Predictions) -> float:
-    """The mean cross-entropy of the true classes, in nats; a probability of 0 counts as the smallest of float32."""
+def true_class_loss(predictions: Predictions) -> npt.NDArray[np.float64]:
+    """(N,) the cross-entropy of each image's true class, in nats; a probability of 0 counts as float32's smallest."""
     found = predictions.probs[np.arange(len(predictions.ids)), predictions.labels].astype(np.float64)
-    return float(-np.log(np.maximum(found, np.finfo(np.float32).tiny)).mean())
+    losses: npt.NDArray[np.float64] = -np.log(np.maximum(found, np.finfo(np.float32).tiny))
+    return losses
+
+
+def log_loss(predictions: Predictions) -> float:
+    """The mean of `true_class_loss`."""
+    return float(true_class_loss(predictions).mean())
 
 
 def read_out(predictions: Predictions, *, top_k: int) -> dict[str, float]:
