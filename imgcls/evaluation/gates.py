@@ -7,11 +7,9 @@ a gain is demanded, one that has not got it is let through in about 5 % at most.
 
 import math
 import re
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 from pydantic import Field, field_validator
 
@@ -19,32 +17,20 @@ from imgcls.errors import UserError
 from imgcls.evaluation.compare import in_order_of, why_not_paired
 from imgcls.evaluation.intervals import holm, labelled, mcnemar, paired_bootstrap
 from imgcls.evaluation.markdown import markdown, value_text
-from imgcls.evaluation.metrics import accuracy, confusion_matrix, macro_f1, per_class, top_k_accuracy
+from imgcls.evaluation.metrics import top_k_accuracy
+from imgcls.evaluation.scores import scores
 from imgcls.plugins import nearest
 from imgcls.sections import Section
 from imgcls.tables import Predictions
 
-ECE_BINS = 15
 MOST_NAMED = 5
 """Classes that a sentence names."""
 NOT_DEMANDED = "–"
 NO_CHAMPION = "there is no champion to compare with: not applicable"
 
 
-def _balanced(predictions: Predictions) -> float:
-    confusion = _confusion(predictions)
-    return float(per_class(confusion)[1][confusion.sum(1) > 0].mean())
-
-
-def _confusion(predictions: Predictions) -> npt.NDArray[np.int64]:
-    return confusion_matrix(predictions.labels, predictions.predicted, len(predictions.classes))
-
-
-_METRICS: dict[str, Callable[[Predictions], float]] = {
-    "acc": lambda predictions: accuracy(_confusion(predictions)),
-    "balanced_acc": _balanced,
-    "f1": lambda predictions: macro_f1(_confusion(predictions)),
-}
+_DEMANDABLE = ("acc", "balanced_acc", "precision", "recall", "f1", "f1_weighted", "auc", "ap")
+"""Of `scores`, what is 0..1 and the better the greater; beside top<k>_acc."""
 _TOP_K = re.compile(r"top([1-9]\d*)_acc")
 
 
@@ -52,8 +38,9 @@ class PromoteConfig(Section):
     """The gates that a model must pass to be promoted; shares are 0..1."""
 
     min_metrics: dict[str, float] = Field(default_factory=dict)
-    """Metric -> the least value it must have on the test images: `acc`, `balanced_acc` (mean recall), `f1` (macro) or
-    `top<k>_acc`, each 0..1. Set the ones that the use of the model demands; none is by default."""
+    """Metric -> the least value it must have on the test images: `acc`, `balanced_acc` (mean recall), `f1`,
+    `precision` and `recall` (macro), `f1_weighted`, `auc`, `ap` or `top<k>_acc`, each 0..1. Set the ones that the use
+    of the model demands; none is by default."""
     min_gain: float = Field(0.0, ge=0, lt=1)
     """Accuracy by which the challenger must be ahead of the champion, 0..1, for sure (at `significance`). 0: it need
     not be ahead, but is refused where it is behind by more than chance."""
@@ -78,10 +65,10 @@ class PromoteConfig(Section):
     @classmethod
     def _known(cls, values: dict[str, float]) -> dict[str, float]:
         for name, least in values.items():
-            if name not in _METRICS and not _TOP_K.fullmatch(name):
-                guess = nearest(name, [*_METRICS, "top5_acc"])
+            if name not in _DEMANDABLE and not _TOP_K.fullmatch(name):
+                guess = nearest(name, [*_DEMANDABLE, "top5_acc"])
                 hint = f" Did you mean {guess!r}?" if guess else ""
-                raise ValueError(f"expected {', '.join(_METRICS)} or top<k>_acc, not {name!r}.{hint}")
+                raise ValueError(f"expected {', '.join(_DEMANDABLE)} or top<k>_acc, not {name!r}.{hint}")
             if not 0 <= least <= 1:
                 raise ValueError(f"expected a least value of {name} from 0 to 1, not {least:g}")
         return values
@@ -182,25 +169,13 @@ def verdict(
             rival = labelled(in_order_of(other, challenger))
             rows += [_gain(known, rival, config), _class_recall(known, rival, config)]
     rows += [
-        _at_most("ece", expected_calibration_error(known), config.max_ece, "the expected calibration error is {}"),
+        _at_most("ece", scores(known)["ece"], config.max_ece, "the expected calibration error is {}"),
         _at_most("model_mb", model_mb, config.max_model_mb, "the model has {} MB"),
         _at_most("latency_ms", latency_ms, config.max_latency_ms, "an image takes {} ms"),
         _passed("same_data", NO_CHAMPION) if champion is None else _same_data(same_data, config),
         _installable(installable, config),
     ]
     return Verdict(tuple(rows))
-
-
-def expected_calibration_error(predictions: Predictions, *, num_bins: int = ECE_BINS) -> float:
-    """Mean gap between confidence and accuracy over bins of confidence, weighted by their images; 0..1.
-
-    Source: Guo et al., On Calibration of Modern Neural Networks, ICML 2017; bins of equal width, open below.
-    """
-    confidence = predictions.probs.max(axis=1).astype(np.float64)
-    right = (predictions.predicted == predictions.labels).astype(np.float64)
-    bins = np.clip(np.ceil(confidence * num_bins).astype(np.int64) - 1, 0, num_bins - 1)
-    gaps = np.bincount(bins, weights=right - confidence, minlength=num_bins)
-    return float(np.abs(gaps).sum() / len(right))
 
 
 def _check(whose: str, predictions: Predictions) -> None:
@@ -226,8 +201,11 @@ def _with_classes_of(predictions: Predictions, other: Predictions) -> Prediction
 
 
 def _measured(name: str, predictions: Predictions) -> float:
+    """A score; NaN, which passes no gate, where these images have none."""
     top = _TOP_K.fullmatch(name)
-    return top_k_accuracy(predictions, int(top[1])) if top else _METRICS[name](predictions)
+    if top:
+        return top_k_accuracy(predictions, int(top[1]))
+    return scores(predictions).get(name, math.nan)
 
 
 def _passed(name: str, sentence: str) -> Gate:

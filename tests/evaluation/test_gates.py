@@ -16,7 +16,6 @@ from imgcls.evaluation.gates import (
     Gate,
     PromoteConfig,
     Verdict,
-    expected_calibration_error,
     verdict,
 )
 from imgcls.tables import Predictions
@@ -246,10 +245,12 @@ def test_other_data_and_packages_that_cannot_be_installed_refuse_unless_that_is_
     assert verdict(model, model, lax, model_mb=1, latency_ms=1, same_data=known, installable=known).passed
 
 
-def test_the_calibration_error_is_that_of_a_count_by_hand() -> None:
-    model = predictions([True] * 7 + [False] * 3, confidence=0.9)
-    assert expected_calibration_error(model) == pytest.approx(0.2)
-    assert expected_calibration_error(predictions([True] * 4, confidence=1.0)) == pytest.approx(0)
+def test_a_score_that_these_images_do_not_have_passes_no_gate() -> None:
+    model = predictions([True] * 9)
+    found = verdict(
+        model, None, PromoteConfig(min_metrics={"auc": 0.0}), model_mb=1, latency_ms=1, same_data=None, installable=True
+    )
+    assert [one.name for one in found.gates if not one.passed] == ["auc"]
 
 
 # --- what is compared
