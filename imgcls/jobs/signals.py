@@ -127,10 +127,6 @@ class Signals:
         """From here on the run is being closed, which a signal should not keep from being done."""
         self._finishing = True
 
-    def reopen(self) -> None:
-        """The run is closed and another may follow: signals count again, also one that came meanwhile."""
-        self._finishing = self._held = False
-
     def stop(self) -> bool:
         """Whether the job was asked to end."""
         return self.requested is not None
@@ -179,7 +175,9 @@ class Signals:
         again = self._counts[number]
         if again >= 3:
             os._exit(128 + number)
-        if self._finishing or self._held:
+        if self._finishing:
+            return
+        if self._held:
             self.requested = self.requested or number
             return
         if again == 1 and self.requested is not None:

@@ -88,8 +88,6 @@ class Objective:
             )
         except UserError as error:
             raise TrialFailed(str(error)) from error
-        finally:
-            self._signals.reopen()
         self._last_end = time.monotonic()
         if began:  # from the end of the one before, so with what lies between them
             with self._overheads.open("a") as file:

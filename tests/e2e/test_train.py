@@ -28,7 +28,8 @@ def read(digits: Finished, artifact: str, tmp_path: Path) -> Path:
 
 def test_the_command_prints_a_line_an_epoch_and_where_the_run_is(digits: Finished) -> None:
     assert (digits.code, digits.err) == (0, "")
-    lines = digits.out.splitlines()
+    # On a machine so busy that the training is expected to take long, the plan is measured and told.
+    lines = [line for line in digits.out.splitlines() if not line.startswith("plan: ")]
     assert lines[0].startswith("1,797 images of 10 classes (train 1,079, val 359, test 359) at 16 px; plaincnn with")
     assert [bool(re.fullmatch(r"epoch +\d/2  train loss .* val .* images/s  ETA .*", line)) for line in lines] == [
         False, True, True, *[False] * (len(lines) - 3)
@@ -47,7 +48,7 @@ def test_the_run_is_finished_and_nothing_is_left_behind(digits: Finished) -> Non
 def test_every_field_of_the_recipe_is_a_param(digits: Finished) -> None:
     recipe = resolve("digits", {"train.epochs": 2}).recipe
     params = digits.run.data.params
-    assert set(params) == set(recipe.flat())
+    assert set(params) == {name for name in recipe.flat() if not name.startswith("search.")}
     assert params["train.epochs"] == "2"
     assert params["augment.horizontal_flip"] == "false"
     assert params["train.patience"] == "null"
@@ -99,7 +100,7 @@ def test_the_machine_was_watched(digits: Finished) -> None:
 
 
 def test_all_artifacts_are_there(digits: Finished) -> None:
-    assert digits.runs.artifacts(digits.run) == {
+    assert digits.runs.artifacts(digits.run) - {"tables/plan.csv"} == {
         "recipe.yaml",
         "environment.txt",
         "history.json",

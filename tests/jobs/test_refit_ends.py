@@ -277,7 +277,7 @@ def test_a_stop_while_a_seeds_run_is_closed_ends_the_job_after_that(
     finish = TrackedRun.finish
 
     def interrupted(run: TrackedRun, *words: Any) -> bool:
-        if len(runs()) == 2 and words == ("FINISHED",):
+        if len(runs()) == 2 and words[0] == "FINISHED":
             signal.raise_signal(signal.SIGTERM)
         return finish(run, *words)
 
