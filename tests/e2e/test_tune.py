@@ -41,6 +41,15 @@ def trials(folder: Path, name: str = "digits") -> pd.DataFrame:
         return sweep.table()
 
 
+def workers_of(child: Child) -> list[psutil.Process]:
+    found = []
+    for process in psutil.Process(child.process.pid).children():
+        with suppress(psutil.Error):  # it has just ended
+            if "imgcls.jobs.tune_worker" in process.cmdline():
+                found.append(process)
+    return found
+
+
 def by_verb(runs: list[Any], verb: str) -> list[Any]:
     return [run for run in runs if run.data.tags.get("imgcls.verb") == verb]
 
@@ -79,7 +88,7 @@ def test_killed_workers_lose_no_trial(store: Runs, spawn: Spawn) -> None:
     child.wait_for(r"1/12 ")
     choice, killed = random.Random(5), 0
     while killed < 3 and child.process.poll() is None:
-        workers = [p for p in psutil.Process(child.process.pid).children() if "imgcls.jobs.tune_worker" in p.cmdline()]
+        workers = workers_of(child)
         time.sleep(choice.uniform(0.5, 3))
         for worker in choice.sample(workers, min(1, len(workers))):
             with suppress(psutil.NoSuchProcess):
@@ -135,9 +144,10 @@ def test_another_space_under_the_same_name_is_refused_with_what_differs(store: R
 
 
 def test_two_commands_share_one_sweep(store: Runs, spawn: Spawn) -> None:
-    first = sweeping(spawn, store, "shared", "--trials", "12", epochs=12)
+    words = ("--trials", "12", "--search.pruner", "none")  # long enough for the second to come in time
+    first = sweeping(spawn, store, "shared", *words, epochs=40)
     first.wait_for("sweep 'digits' in ")
-    second = sweeping(spawn, store, "shared", "--trials", "12", epochs=12, folder=first.folder)
+    second = sweeping(spawn, store, "shared", *words, "--storage", f"{first.folder}/optuna.db", epochs=40)
     assert (first.wait(), second.wait()) == (0, 0), first.err + second.err
     assert "another process leads the sweep; this one joins it" in second.out
     states = Counter(trials(first.folder)["state"])
