@@ -13,7 +13,7 @@ import pandas as pd
 
 from imgcls.errors import UserError
 from imgcls.jobs.console import Console
-from imgcls.jobs.record import before_run, common_tags, log_data, report_end, within_run
+from imgcls.jobs.record import before_run, common_tags, log_data, reason_of, report_end, within_run
 from imgcls.jobs.signals import Signals, Stopped
 from imgcls.jobs.train_log import describe_data
 from imgcls.jobs.tune_report import Report
@@ -23,7 +23,7 @@ from imgcls.jobs.tune_workers import Workers
 from imgcls.recipe import Resolved, resolve
 from imgcls.tracking import run as tracking
 from imgcls.tracking.nested import close, end_attached, find_parent, reopen, running_children
-from imgcls.tracking.run import TrackedRun
+from imgcls.tracking.run import Status, TrackedRun
 from imgcls.tuning.sweep import Sweep, open_sweep
 
 SHOWS = "leaderboard, figures and trials"
@@ -168,16 +168,22 @@ def _lead(
         ids = {name: child.run_id for name, child in parents.items()}
         try:
             _work(run, sweep, subjects, ids, report, console, signals)
-        except BaseException:
-            for child in parents.values():
-                child.finish("KILLED", "the sweep was stopped")
+            result = _conclude(run, sweep, report)
+        except Stopped as stopped:
             report.write(sweep.table(), final=True)
+            _finish(parents, "KILLED", str(stopped))
             raise
-        result = _conclude(run, sweep, report)
-        for child in parents.values():
-            child.finish("FINISHED")
+        except Exception as error:
+            _finish(parents, "FAILED", reason_of(error))
+            raise
+        _finish(parents, "FINISHED", None)
     _tell_end(result, run, report, console)
     return result
+
+
+def _finish(runs: Mapping[str, TrackedRun], status: Status, reason: str | None) -> None:
+    for run in runs.values():
+        run.finish(status, reason)
 
 
 def _join(

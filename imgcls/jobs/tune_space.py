@@ -22,6 +22,7 @@ from imgcls.tuning.space import Space
 LR_SPAN = 10.0
 """By default the learning rate is searched from a so many times smaller one than the recipe's to a larger one."""
 BATCH_SIZES = (16, 32, 64, 128, 256)
+FAMILY = "{family}"
 LEAST_STEPS = 4
 """By default no batch is so large that an epoch has fewer steps."""
 _NOT_SEARCHED = ("search.", "data.", "evaluate.", "train.output_dir", "train.device", "train.processes", "model.family")
@@ -104,16 +105,20 @@ def _threads_of_a_worker(workers: int | Literal["auto"]) -> Iterator[None]:
 def family_recipe(resolved: Resolved, family: str) -> Resolved:
     """The recipe with another family; fields that it does not have are left out.
 
+    `{family}` in `model.weights` is the family's name, so that each can have a file of its own.
+
     Raises:
         UserError: there is no such family, or a field's value does not suit it.
     """
-    if family == resolved.recipe.model.family:
-        return resolved
-    raw = resolved.recipe.as_dict()
-    known = type(resolved.recipe.replace({"model.family": family}).model).model_fields
-    own = type(resolved.recipe.model).model_fields
-    shared = {name: value for name, value in raw["model"].items() if name in known and name in own}
-    recipe = resolved.recipe.replace({f"model.{name}": value for name, value in {**shared, "family": family}.items()})
+    recipe, own = resolved.recipe, resolved.recipe.model.family
+    weights = recipe.model.weights
+    if FAMILY in weights:
+        recipe = recipe.replace({"model.weights": weights.replace(FAMILY, family)})
+    if family != own:
+        fields = recipe.as_dict()["model"]
+        known = type(recipe.replace({"model.family": family}).model).model_fields
+        shared = {name: value for name, value in fields.items() if name in known}
+        recipe = recipe.replace({f"model.{name}": value for name, value in {**shared, "family": family}.items()})
     return Resolved(recipe, resolved.name, resolved.notices)
 
 

@@ -173,6 +173,18 @@ def test_a_trial_that_fails_does_not_end_the_sweep(store: Runs, spawn: Spawn) ->
         assert "infinite or not a number" in run.data.tags["imgcls.error"]
 
 
+def test_a_sweep_without_a_complete_trial_fails_with_the_reason(store: Runs, spawn: Spawn) -> None:
+    space = "{optim.lr: {type: choice, values: [100.0]}}"
+    child = spawn(
+        *imgcls("tune", *TINY[:-1], space, "--trials", "1", "--train.epochs", "2"),
+        "--optim.lr", "100", "--optim.optimizer", "sgd",
+        MLFLOW_TRACKING_URI=store.uri, MLFLOW_EXPERIMENT_NAME="none complete",
+    )  # fmt: skip
+    assert child.wait() == 2
+    assert "no trial of the sweep 'digits' was completed. The last one failed: " in child.err
+    assert {run.info.status for run in store.of("none complete")} == {"FAILED"}
+
+
 def test_mlflow_run_makes_the_sweeps_run(store: Runs, spawn: Spawn, tmp_path: Path) -> None:
     child = spawn(
         "mlflow", "run", str(CHECKOUT), "-e", "tune", "--env-manager", "local", "--experiment-name", "mlflow run",

@@ -51,6 +51,12 @@ def test_a_family_keeps_what_it_shares_with_the_recipes_own() -> None:
     assert (model.family, model.model_dump()["channels"], model.model_dump()["dropout"]) == ("quizdnn", 8, 0.25)
 
 
+def test_each_family_may_have_weights_of_its_own() -> None:
+    resolved = resolve("digits", {**SMALL, "model.weights": "/weights/{family}.pth"})
+    found = [family_recipe(resolved, family).recipe.model.weights for family in ("plaincnn", "quizdnn")]
+    assert found == ["/weights/plaincnn.pth", "/weights/quizdnn.pth"]
+
+
 @pytest.mark.parametrize(
     ("ranges", "message"),
     [
