@@ -203,11 +203,14 @@ def _join(
         signals.raise_if_requested()
     report = Report(run, sweep)
     known = {name: run_id for name, run_id in parents.items() if run_id is not None}
-    _work(run, sweep, subjects, known, None, console, signals)
-    result = _conclude(run, sweep, report)
-    for child in known.values():
-        close(run.store, child, "FINISHED", {})
-    close(run.store, run.run_id, "FINISHED", {})
+    try:
+        _work(run, sweep, subjects, known, None, console, signals)
+        result = _conclude(run, sweep, report)
+        if sweep.is_done():  # else the time of this command was up, and the other one goes on
+            for run_id in (*known.values(), run.run_id):
+                close(run.store, run_id, "FINISHED", {})
+    finally:
+        run.leave()
     _tell_end(result, run, report, console)
     return result
 

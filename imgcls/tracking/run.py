@@ -151,9 +151,7 @@ class TrackedRun:
             time.sleep(0.5)
             self._resend(force=True)
         if not self._unsent:
-            shutil.rmtree(self.folder, ignore_errors=True)
-            with contextlib.suppress(OSError):
-                self.folder.parent.rmdir()
+            self.leave()
             return True
         try:
             self._save()
@@ -165,6 +163,13 @@ class TrackedRun:
                 file=sys.stderr,
             )
         return False
+
+    def leave(self) -> None:
+        """Remove the work folder where nothing waits in it, without ending the run, which may be another process's."""
+        if not self._unsent:
+            shutil.rmtree(self.folder, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                self.folder.parent.rmdir()
 
     def _write(self, operation: Operation) -> None:
         with self.shield(), self._lock:

@@ -150,6 +150,8 @@ def test_two_commands_share_one_sweep(store: Runs, spawn: Spawn) -> None:
     second = sweeping(spawn, store, "shared", *words, "--storage", f"{first.folder}/optuna.db", epochs=40)
     assert (first.wait(), second.wait()) == (0, 0), first.err + second.err
     assert "another process leads the sweep; this one joins it" in second.out
+    assert not (second.folder / "outputs").exists()
+    assert {run.info.status for run in store.of("shared")} == {"FINISHED"}
     states = Counter(trials(first.folder)["state"])
     assert states["complete"] + states["pruned"] == 12
     assert len(by_verb(store.of("shared"), "tune")) == 1
