@@ -170,10 +170,12 @@ def _lead(
             _work(run, sweep, subjects, ids, report, console, signals)
             result = _conclude(run, sweep, report)
         except Stopped as stopped:
-            report.write(sweep.table(), final=True)
+            signals.finishing()  # or the first write would raise it again
             _finish(parents, "KILLED", str(stopped))
+            report.write(sweep.table(), final=True)
             raise
         except Exception as error:
+            signals.finishing()
             _finish(parents, "FAILED", reason_of(error))
             raise
         _finish(parents, "FINISHED", None)
