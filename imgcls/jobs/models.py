@@ -6,6 +6,7 @@ import torch
 
 from imgcls import recipe as recipes
 from imgcls.errors import UserError
+from imgcls.evaluation.markdown import aligned
 from imgcls.models.describe import describe, size_mb
 from imgcls.models.family import FAMILIES, ModelConfig, StagedModel, build, num_parameters
 from imgcls.models.freezing import in_words
@@ -32,7 +33,7 @@ def list_families(text: str = "") -> str:
         size = ("-", "-") if count is None else (f"{count:,}", f"{4 * count / 1e6:,.1f}")
         rows.append((name, *size, ", ".join(weights) or "-"))
     note = f"With {NUM_CLASSES:,} classes and the fields' defaults. One of them in full: imgcls models describe NAME\n"
-    return _aligned(rows, left=(0, 3)) + note
+    return aligned(rows, left=(0, 3)) + note
 
 
 def describe_family(
@@ -63,7 +64,7 @@ def describe_family(
     total = table[["parameters", "trainable", "macs"]].sum()
     rows.append(("total", "", *(f"{value:,}" for value in total), ""))
     frozen = in_words(model.stage_names, model.freeze_depth)
-    return _aligned(rows, left=(0, 1)) + (
+    return aligned(rows, left=(0, 1)) + (
         f"{name}, {size_mb(model):,.1f} MB, for {in_channels}x{image_size}x{image_size} and {num_classes:,} classes; "
         f"frozen: {frozen}.\nMACs: multiply-accumulates for one image. Receptive field: pixels, with the gates of "
         "squeeze-and-excitation held constant.\n"
@@ -98,15 +99,3 @@ def _size(name: str) -> tuple[int | None, list[str]]:
 
 def _cells(row: Sequence[object]) -> tuple[str, ...]:
     return tuple(f"{value:,}" if isinstance(value, int) else str(value) for value in row)
-
-
-def _aligned(rows: Sequence[tuple[str, ...]], *, left: tuple[int, ...]) -> str:
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = [
-        "  ".join(
-            cell.ljust(width) if column in left else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in rows
-    ]
-    return "".join(line.rstrip() + "\n" for line in lines)

@@ -1,13 +1,11 @@
 """The verb `compare` on runs of real trainings."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
-import torch
 
 import imgcls
 from imgcls.errors import UserError
@@ -17,36 +15,26 @@ from imgcls.jobs.console import Console
 from imgcls.tracking.store import connect
 from tests.evaluation.test_plots import png
 
-pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning")  # MLflow's own
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning"),  # MLflow's own
+]
 
 SMALL = {"model.num_blocks": 1, "model.channels": 4, "augment.image_size": 8, "train.device": "cpu"}
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("store")
-
-
 @pytest.fixture(autouse=True)
-def _store(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/runs.db")
+def _store(folder_of_the_store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder_of_the_store}/runs.db")
 
 
 @pytest.fixture(scope="module")
-def runs(folder: Path) -> dict[str, Any]:
+def runs(folder_of_the_store: Path) -> dict[str, Any]:
     """Three trainings on the same split, the second with hardly any learning, and one on another split."""
     trained = {}
     with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/runs.db")
+        patch.chdir(folder_of_the_store)
+        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder_of_the_store}/runs.db")
         given: dict[str, dict[str, Any]] = {
             "good": {"train.epochs": 5, "optim.lr": 0.03, "train.batch_size": 16},
             "bad": {"optim.lr": 1e-6},

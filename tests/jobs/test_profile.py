@@ -1,7 +1,6 @@
 """The verbs `profile`, `lr-find` and `batch-find`, in this process, and what a profile concludes."""
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,23 +19,13 @@ from imgcls.tracking.store import connect
 from imgcls.training.lr_find import range_test
 from imgcls.training.throughput import Rates
 
-pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning")  # MLflow's own
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning"),  # MLflow's own
+]
 
 SMALL = ("--model.num_blocks", "1", "--model.channels", "4", "--augment.image_size", "8")
 FACTS = Facts("cpu", "cpu bf16", "bf16", 2, 0, False, 64, 1000, 10)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def folder_of_the_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("store")
 
 
 @pytest.fixture(autouse=True)

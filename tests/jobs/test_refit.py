@@ -21,24 +21,14 @@ from imgcls.training.checkpoint import Checkpoint
 from imgcls.training.fit import fit
 from tests.jobs.test_train import SMALL, runs, use_store
 
-pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning")
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning"),
+]
 
 FIELDS = {**SMALL, "optim.lr": 0.03, "train.epochs": 4, "train.batch_size": 128}
 NUM_TRAIN, NUM_VAL, NUM_TEST = 1079, 359, 359
 STEPS_THEN, STEPS_NOW = 9, 12  # ceil of 1079 and 1438 by 128
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def folder_of_the_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("store")
 
 
 @pytest.fixture(scope="module")

@@ -30,11 +30,6 @@ pytestmark = [
 ]
 
 
-@pytest.fixture(scope="module")
-def folder_of_the_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("store")
-
-
 @pytest.fixture(autouse=True)
 def _store(
     folder_of_the_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest

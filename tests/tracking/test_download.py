@@ -14,22 +14,10 @@ from imgcls.inference.classifier import Classifier
 from imgcls.models.family import build
 from imgcls.models.plaincnn import PlainCNNConfig
 from imgcls.tracking.model import download_classifier, log_model
-from imgcls.tracking.store import Store, connect
+from imgcls.tracking.store import Store
 
 # MLflow's own models of its tables, read when its SQL store is first opened.
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning")
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("store")
-
-
-@pytest.fixture
-def store(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
-    monkeypatch.chdir(folder)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/runs.db")
-    return connect()
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from imgcls.inference.classifier import Classifier
 from imgcls.models.family import build
 from imgcls.models.plaincnn import PlainCNNConfig
 from imgcls.tracking.model import MODEL_NAME, REQUIREMENTS, log_model, requirements
-from imgcls.tracking.store import Store, connect
+from imgcls.tracking.store import Store
 
 # MLflow's own models of its tables, read when its SQL store is first opened.
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning")
@@ -41,18 +41,6 @@ def saved(classifier: Classifier, tmp_path_factory: pytest.TempPathFactory) -> P
     folder = tmp_path_factory.mktemp("classifier")
     classifier.save(folder)
     return folder
-
-
-@pytest.fixture(scope="module")
-def folder_of_the_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("store")
-
-
-@pytest.fixture
-def store(folder_of_the_store: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
-    monkeypatch.chdir(folder_of_the_store)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder_of_the_store}/runs.db")
-    return connect()
 
 
 def models(store: Store, run_id: str) -> list[Any]:

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -22,25 +21,13 @@ from imgcls.tracking.promotion import history, move_alias, rollback
 from imgcls.tracking.registry import Version, find_alias, read_alias, record_verdict, register, versions
 from imgcls.tracking.registry_claim import CLAIM_TAG, LASTS, claimed
 from imgcls.tracking.registry_log import Move, history_table, previous, read_moves
-from imgcls.tracking.store import Store, connect
+from imgcls.tracking.store import Store
 
 # MLflow's own models of its tables, read when its SQL store is first opened.
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning")
 
 PASSED = Verdict((Gate("acc", 0.93, ">= 0.9", True, "acc is 0.93"),))
 REFUSED = Verdict((Gate("acc", 0.5, ">= 0.9", False, "acc is 0.5, too little"),))
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("store")
-
-
-@pytest.fixture
-def store(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
-    monkeypatch.chdir(folder)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/runs.db")
-    return connect()
 
 
 def new_run(store: Store, *, model: bool = True) -> str:
