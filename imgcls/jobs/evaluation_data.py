@@ -109,8 +109,8 @@ def _recipe(first: Opened, texts: Mapping[str, str], overrides: Mapping[str, obj
     for name in given:
         if not name.startswith(FREE):
             raise UserError(
-                f"{name} cannot be given beside a model, whose recipe is its own. Only fields of data and evaluate, "
-                "and train.device, can."
+                f"{name} cannot be given beside a model, whose recipe is its own. Only fields of data and "
+                "evaluate, and train.device, can."
             )
     is_named = any(name in ("data.root", "data.table", "data.parquet", "data.source") for name in given)
     if first.run_id is None:
