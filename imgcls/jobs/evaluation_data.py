@@ -94,8 +94,8 @@ def find_subject(
     elif not is_named:
         raise UserError(
             f"the images in {recipe.data.origin} are not those that the model {first.address} was made from: found "
-            f"the digest {manifest.digest}, expected {first.digest}. Put back what was changed, or name other images to "
-            "evaluate it on (--data.root FOLDER)."
+            f"the digest {manifest.digest}, expected {first.digest}. Put back what was changed, or name other images "
+            "to evaluate it on (--data.root FOLDER)."
         )
     chosen = part or ("test" if is_own or manifest.counts()["test"] else "all")
     _check_part(manifest, chosen, recipe, is_own=is_own)

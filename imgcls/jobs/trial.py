@@ -104,7 +104,10 @@ def run_trial(
 def _train(
     run: TrackedRun, prepared: Prepared, signals: Signals, prunes: Callable[[Row], bool], pruned: list[int]
 ) -> tuple[History, Source, float]:
-    """The rows, where their batches came from, and the seconds that they took; the epoch after which the trial was pruned is put into `pruned`."""
+    """The rows, where their batches came from, and the seconds that they took.
+
+    The epoch after which the trial was pruned is put into `pruned`.
+    """
     history, began = History([]), time.monotonic()
     with signals.deferred(), prepared.plan.threaded():
         source = open_features(prepared, Console(quiet=True))
