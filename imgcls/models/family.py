@@ -1,7 +1,7 @@
 """The contract of a model family: a config class and a builder of a network with ordered stages and a head."""
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -147,11 +147,16 @@ class StagedModel(nn.Module):
         return outputs if self._to_map is None else self._to_map(outputs)
 
     @torch.no_grad()
-    def frozen_outputs(self, images: torch.Tensor) -> torch.Tensor:
-        """(B, C, H, W) images to what the frozen stages give of them; pooled, where only the head is trained."""
+    def frozen_outputs(self, images: torch.Tensor, stages: Sequence[nn.Module] | None = None) -> torch.Tensor:
+        """(B, C, H, W) images to what the frozen stages give of them; pooled, where only the head is trained.
+
+        Args:
+            images: the network's input.
+            stages: what computes the same as the frozen stages, in their place.
+        """
         outputs = images
-        for name in self.stage_names[: self._freeze_depth]:
-            outputs = self.stages[name](outputs)
+        for stage in stages or [self.stages[name] for name in self.stage_names[: self._freeze_depth]]:
+            outputs = stage(outputs)
         return self.pool(outputs) if self.only_head_trained else outputs
 
     @property

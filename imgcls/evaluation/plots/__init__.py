@@ -1,6 +1,6 @@
 """Figures, one file a subject; `base` and `sheet` hold what they share."""
 
-from imgcls.evaluation.plots.base import save
+from imgcls.evaluation.plots.base import Figure, save
 from imgcls.evaluation.plots.classes import class_recalls
 from imgcls.evaluation.plots.compare import compared_curves
 from imgcls.evaluation.plots.confidence import coverage, reliability
@@ -24,6 +24,7 @@ from imgcls.evaluation.plots.training import curves
 __all__ = [
     "MOST_PAIRS",
     "MOST_SAMPLED_CLASSES",
+    "Figure",
     "augmentation_preview",
     "class_histogram",
     "class_recalls",
