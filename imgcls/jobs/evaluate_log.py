@@ -152,7 +152,11 @@ def _gallery(
     items = []
     for row in table.to_dict("records"):
         wrong = row["label"] != row["predicted"]
-        said = f"not {row['predicted']}: {row['confidence']:.0%}" if wrong else f"right: {row['probability']:.0%} sure"
+        said = (
+            f"taken for {row['predicted']} ({row['confidence']:.0%})"
+            if wrong
+            else f"right: {row['probability']:.0%} sure"
+        )
         items.append((pixels(str(row["id"])), [str(row["label"]), said]))
     return plots.gallery(items, title=title)
 
