@@ -22,7 +22,9 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning"),
 ]
 
-FIELDS = {**SMALL, "optim.lr": 0.03, "train.epochs": 3, "train.batch_size": 128}
+FIELDS = {
+    **SMALL, "model.num_blocks": 2, "model.channels": 16, "optim.lr": 0.03, "train.epochs": 3, "train.batch_size": 64
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -169,7 +171,8 @@ def test_views_change_the_probabilities_and_are_recorded(
     trained: tuple[imgcls.TrainResult, imgcls.TrainResult], evaluated: imgcls.EvaluateResult
 ) -> None:
     options: list[dict[str, Any]] = [
-        {"tta": 3, "tta_views": "flips"}, {"tta": 3, "tta_views": "train"}, {"tta": 3, "tta_views": "train", "combine": "vote"},
+        {"tta": 3, "tta_views": "flips"}, {"tta": 3, "tta_views": "train"},
+        {"tta": 3, "tta_views": "train", "combine": "vote"},
     ]  # fmt: skip
     results = [imgcls.evaluate(trained[0].run_id, quiet=True, **each) for each in options]
     for result, each in zip(results, options, strict=True):
