@@ -164,6 +164,7 @@ def run_evaluate(
         elif len(task.models) > 1:
             console.say("note: the ensemble is logged as a model only when evaluated on the data that it was made from")
         _log(run, task, predictions, evaluation, weights, console)
+        run.describe("\n".join([f"{', '.join(question.models)} on", "```", _headline(evaluation, predictions), "```"]))
         if question.output is not None:
             shutil.copytree(run.folder / "artifacts", question.output, dirs_exist_ok=True)
             console.say(f"copies are in {question.output}")

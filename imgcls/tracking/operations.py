@@ -9,6 +9,8 @@ from imgcls.tracking.store import Store
 
 Operation = dict[str, Any]
 """`op` says which, the rest is its arguments."""
+NOTE_TAG = "mlflow.note.content"
+"""What MLflow's UI shows as a run's description."""
 BATCH = 100
 """Params or tags in a request, at most."""
 
@@ -42,6 +44,9 @@ def _apply(store: Store, run_id: str, folder: Path, operation: Operation) -> Non
             client.log_batch(run_id, params=params[begin : begin + BATCH])
     elif kind == "tags":
         client.log_batch(run_id, tags=[RunTag(name, value) for name, value in operation["tags"].items()])
+    elif kind == "note":
+        if not client.get_run(run_id).data.tags.get(NOTE_TAG):
+            client.set_tag(run_id, NOTE_TAG, operation["text"])
     elif kind == "artifact":
         path = Path(operation["artifact"])
         parent = path.parent.as_posix()

@@ -132,6 +132,10 @@ class TrackedRun:
         """Set tags."""
         self._write({"op": "tags", "tags": {name: str(value)[:5000] for name, value in tags.items()}})
 
+    def describe(self, text: str) -> None:
+        """Set the run's description, Markdown, where a user has not written one meanwhile."""
+        self._write({"op": "note", "text": text})
+
     def log_dataset(self, *, name: str, digest: str, source: str, profile: Mapping[str, Any], context: str) -> None:
         """Record what data the run read; `digest` has at most 36 characters."""
         self._write(

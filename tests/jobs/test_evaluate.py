@@ -108,6 +108,7 @@ def test_its_run_has_figures_tables_plots_and_a_report(
     assert run.data.tags["imgcls.verb"] == "evaluate"
     assert run.data.tags["imgcls.model_run"] == trained[0].run_id
     assert run.data.params["evaluate.split"] == "test"
+    assert "test: 359 images of 10 classes" in run.data.tags["mlflow.note.content"]
     for name, value in evaluated.evaluation.figures.items():
         assert run.data.metrics[f"test/{name}"] == value
         low, high = evaluated.evaluation.intervals[name]
