@@ -1,7 +1,6 @@
 """Where a network looked: Grad-CAM heat maps of single images, for any family (the door to captum)."""
 
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from math import isqrt
@@ -94,7 +93,7 @@ def explain(
         return []
     found: list[Explanation] = []
     # A GPU's TF32 convolutions would give other probabilities than `predict`.
-    with _evaluating(classifier.module), torch.backends.cudnn.flags(allow_tf32=False):
+    with classifier.module.evaluating(), torch.backends.cudnn.flags(allow_tf32=False):
         place = _place(classifier, classifier.preprocessing.load(images[0]), stage)
         for start in range(0, len(images), batch_size):
             pixels = np.stack([classifier.preprocessing.load(image) for image in images[start : start + batch_size]])
@@ -115,7 +114,6 @@ class _Place:
     Attributes:
         name: of the stage, or of the layer in it.
         module: the layer.
-        sides: places of the grid, (height, width).
         to_map: from its output to a map (B, F, h, w).
         back: from such a map and the output to what the output would be with that map.
         is_tokens: whether the output is a sequence of tokens, of which the logits may leave the patches' unread.
@@ -123,7 +121,6 @@ class _Place:
 
     name: str
     module: nn.Module
-    sides: tuple[int, int]
     to_map: Callable[[torch.Tensor], torch.Tensor]
     back: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
     is_tokens: bool = False
@@ -147,18 +144,6 @@ def _indices(targets: Sequence[int | str], count: int, classes: tuple[str, ...])
                 f"0 to {len(classes) - 1}.{hint}"
             )
     return indices
-
-
-@contextlib.contextmanager
-def _evaluating(module: nn.Module) -> Iterator[None]:
-    """In evaluation mode inside, and every layer in its own mode again afterwards."""
-    modes = {layer: layer.training for layer in module.modules()}
-    module.eval()
-    try:
-        yield
-    finally:
-        for layer, mode in modes.items():
-            layer.training = mode
 
 
 def _layers(model: StagedModel) -> dict[str, nn.Module]:
@@ -263,17 +248,14 @@ def _as_grid(name: str, layer: nn.Module, output: torch.Tensor | None, model: St
     if output.ndim == 3:
         return _of_tokens(name, layer, output.shape[1], model)
     _, first, middle, last = output.shape
-    if first == middle == last:
-        channels_last = _is_channels_last(model)
-    else:
-        # The images are square, and so are their grids.
-        channels_last = first == middle != last
+    # The images are square, and so are their grids.
+    channels_last = first == middle and (first != last or _is_channels_last(model))
     sides = (first, middle) if channels_last else (middle, last)
-    if sides[0] * sides[1] < 2:
+    if sides[0] != sides[1] or sides[0] < 2:
         return None
     if channels_last:
-        return _Place(name, layer, sides, lambda x: x.permute(0, 3, 1, 2), lambda grid, _: grid.permute(0, 2, 3, 1))
-    return _Place(name, layer, sides, lambda x: x, lambda grid, _: grid)
+        return _Place(name, layer, lambda x: x.permute(0, 3, 1, 2), lambda grid, _: grid.permute(0, 2, 3, 1))
+    return _Place(name, layer, lambda x: x, lambda grid, _: grid)
 
 
 def _is_channels_last(model: StagedModel) -> bool:
@@ -287,9 +269,8 @@ def _is_channels_last(model: StagedModel) -> bool:
 
 def _of_tokens(name: str, layer: nn.Module, count: int, model: StagedModel) -> _Place | None:
     """`count` tokens as a square grid of patches after those of no place: of the class, of distillation, registers."""
-    own = (getattr(stage, "net", None) for stage in model.stages.values())
-    said = [net.num_prefix_tokens for net in own if isinstance(getattr(net, "num_prefix_tokens", None), int)]
-    for before in (*said, 0, 1, 2):
+    said = [getattr(getattr(stage, "net", None), "num_prefix_tokens", None) for stage in model.stages.values()]
+    for before in (*(number for number in said if isinstance(number, int)), 0, 1, 2):
         side = isqrt(max(0, count - before))
         if side > 1 and side * side == count - before:
             break
@@ -297,12 +278,12 @@ def _of_tokens(name: str, layer: nn.Module, count: int, model: StagedModel) -> _
         return None
 
     def to_map(tokens: torch.Tensor) -> torch.Tensor:
-        return tokens[:, before:].transpose(1, 2).unflatten(2, (side, side))
+        return tokens[:, before:].transpose(1, 2).reshape(len(tokens), -1, side, side)
 
     def back(grid: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
         return torch.cat([tokens[:, :before], grid.flatten(2).transpose(1, 2)], dim=1)
 
-    return _Place(name, layer, (side, side), to_map, back, is_tokens=True)
+    return _Place(name, layer, to_map, back, is_tokens=True)
 
 
 def _inputs(classifier: Classifier, pixels: Pixels) -> torch.Tensor:
