@@ -169,7 +169,7 @@ def _check_known(stage: str, model: StagedModel) -> None:
 
 def _place(classifier: Classifier, first: Pixels, stage: str | None) -> _Place:
     """The named place, or the last that serves; `first` is what the network sees of one image."""
-    model, batch = classifier.module, first[None]
+    model, batch = classifier.module, np.stack([first])
     places = _places(classifier, batch)
     what = f"{classifier.config.family} with images of {classifier.preprocessing.image_size} pixels"
     if not places:
