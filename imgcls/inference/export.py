@@ -25,6 +25,8 @@ Members = Classifier | Sequence[tuple[Classifier, float]]
 INPUT, OUTPUT = "images", "probabilities"
 TOLERANCE = 1e-4
 """By which a probability of the written file may differ from the classifier's."""
+LARGE_CROP = 0.875
+"""Share of the shorter side that `evaluation_pipeline` cuts from images above SMALL pixels where none is set."""
 MOST_ONNX_BYTES = 1_500_000_000
 """Of weights in one ONNX file: its format ends at two gibibytes, and torch puts more than 1.5 into a second file."""
 
@@ -167,7 +169,7 @@ def _fitting(members: Members) -> tuple[list[Classifier], list[float]]:
 
 def _seen(steps: Preprocessing) -> tuple[int, int, float]:
     """Which pixels of an image a network sees: its side, its channels, the share of the shorter side."""
-    return steps.image_size, steps.channels, steps.eval_crop or (1.0 if steps.image_size <= SMALL else 0.875)
+    return steps.image_size, steps.channels, steps.eval_crop or (1.0 if steps.image_size <= SMALL else LARGE_CROP)
 
 
 def _words(seen: tuple[int, int, float]) -> str:
