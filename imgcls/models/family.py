@@ -173,6 +173,17 @@ class StagedModel(nn.Module):
         finally:
             self._takes_frozen = False
 
+    @contextlib.contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """A context in which the network is in evaluation mode; afterwards every layer is in its own mode again."""
+        modes = {layer: layer.training for layer in self.modules()}
+        self.eval()
+        try:
+            yield
+        finally:
+            for layer, mode in modes.items():
+                layer.training = mode
+
     def _pooled(self, images: torch.Tensor) -> torch.Tensor:
         outputs = images
         if self._takes_frozen and self.only_head_trained:
