@@ -37,6 +37,10 @@ from imgcls.errors import UserError
     "--weights", default="equal", show_default=True, type=click.Choice(["equal", "fit", "greedy"]),
     help="Of several models: equal, or fitted on the validation images.",
 )  # fmt: skip
+@click.option(
+    "--explain", default=0, show_default=True, type=click.IntRange(0, 32),
+    help="Draw where the model looked in so many of its surest mistakes (Grad-CAM).",
+)  # fmt: skip
 @click.option("--output", type=click.Path(path_type=Path, file_okay=False), help="Folder for copies of all artifacts.")
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON, and nothing else.")
 def evaluate(words: tuple[str, ...], models: tuple[str, ...], as_json: bool, **options: Any) -> None:

@@ -11,6 +11,8 @@ import pandas as pd
 
 from imgcls.data.decode import Pixels, decode, shrink, to_channels
 from imgcls.errors import UserError
+from imgcls.evaluation import plots
+from imgcls.evaluation.confidence import mistakes
 from imgcls.evaluation.ensemble import average, fit_weights, greedy, vote
 from imgcls.inference.ensemble import Ensemble, members_of
 from imgcls.inference.views import Combine, Kind, Views
@@ -79,6 +81,7 @@ class Question:
         combine: how the views, and several models, are put together.
         weights: of several models: equal, or fitted on the validation images (to the least log loss, or by greedy
             selection after Caruana et al. 2004).
+        explain: draw where the model looked in so many of its surest mistakes, 0 to 32.
         output: a folder that gets copies of all that is logged.
     """
 
@@ -88,6 +91,7 @@ class Question:
     tta_views: Kind = "crops"
     combine: Combine = "mean"
     weights: Weighing = "equal"
+    explain: int = 0
     output: Path | None = None
 
 
@@ -107,7 +111,7 @@ def evaluate(
         overrides: dotted field names of `data` to values, such as data.root.
         texts: the same with values as typed on a command line, read as YAML.
         quiet: print nothing.
-        options: those of `Question`: split, tta, tta_views, combine, weights, output.
+        options: those of `Question`: split, tta, tta_views, combine, weights, explain, output.
 
     Raises:
         UserError: there is no such model, or the images or their classes do not fit it.
@@ -182,6 +186,8 @@ def _prepare(
 ) -> _Task:
     if not question.models:
         raise UserError("found no model; expected --model with a run id, models:/<name>@<alias> or a folder.")
+    if not 0 <= question.explain <= plots.MOST_HEAT_MAPS:
+        raise UserError(f"found {question.explain} mistakes to explain; expected 0 to {plots.MOST_HEAT_MAPS}.")
     if question.weights != "equal" and (len(question.models) == 1 or question.combine == "vote"):
         why = "there is one model" if len(question.models) == 1 else "votes count the same"
         raise UserError(f"--weights is {question.weights}, but {why}. Leave it out.")
@@ -338,6 +344,20 @@ def _log(
         run, predictions, evaluation, console, name=task.name, about=about,
         pixels=lambda name: _pixels(subject.manifest, places[name]),
     )  # fmt: skip
+    if question.explain:
+        _explain(run, task, task.models[int(np.argmax(weights))], predictions, places)
+
+
+def _explain(run: TrackedRun, task: _Task, opened: Opened, predictions: Predictions, places: Mapping[str, int]) -> None:
+    """Log where a model looked in the surest mistakes."""
+    from imgcls.jobs.explain import explained_mistakes  # captum takes a second, which few ask for
+
+    manifest, split = task.subject.manifest, task.subject.split
+    rows = mistakes(predictions, task.question.explain, by="confidence").to_dict("records")
+    items = [(read_image(manifest, places[row["id"]]), row["label"], row["predicted"]) for row in rows]
+    figure = explained_mistakes(opened.model, items, title=f"{task.name}, {split}: what spoke for its mistakes")
+    plots.save(figure, run.file(f"plots/explained_mistakes_{split}.png"))
+    run.log_file(f"plots/explained_mistakes_{split}.png")
 
 
 def _pixels(manifest: Manifest, row: int) -> Pixels:
