@@ -137,5 +137,5 @@ def test_weights_that_weigh_nothing_are_an_error(
     Ensemble(members, (1.0, 1.0)).save(tmp_path)
     spec = json.loads((tmp_path / ENSEMBLE).read_text())
     (tmp_path / ENSEMBLE).write_text(json.dumps({**spec, "weights": weights}))
-    with pytest.raises(UserError, match="found the weights .* for 2 models"):
+    with pytest.raises(UserError, match=r"found the weights .* for 2 models"):
         load_model(tmp_path)

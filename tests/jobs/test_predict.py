@@ -261,7 +261,7 @@ def test_ctrl_c_leaves_nothing(model: str, photos: Path, monkeypatch: pytest.Mon
 
 
 def test_a_full_disk_leaves_nothing(model: str, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(output: Any, name: str, probs: Any) -> None:
+    def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(job.Output, "write", full)

@@ -143,7 +143,7 @@ def test_a_name_that_is_no_utf_8_is_an_error_that_shows_it(photos: Path) -> None
         (
             "name\nb.png\n",
             TableOptions(),
-            "has the columns name; expected a header line with a path column called one of",
+            "has the columns name; expected a header line with a path column called",
         ),
         ("name,x\nb.png,1\n", TableOptions(), "Say which it is with --path-column"),
         ("path\nb.png\n", TableOptions(path_column="pth"), "Did you mean 'path'?"),

@@ -94,10 +94,16 @@ def test_what_cannot_be_read_is_listed_beside_it_and_an_older_list_goes(tmp_path
 @pytest.mark.parametrize("name", ["p.csv", "p.parquet"])
 def test_an_error_leaves_what_was_there_before(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text("before")
-    with pytest.raises(ZeroDivisionError), Output(tmp_path / name, CLASSES, top_k=1) as output:
-        output.write("a", PROBS[0])
-        output.refuse("b", "it is empty")
-        raise ZeroDivisionError
+    output = Output(tmp_path / name, CLASSES, top_k=1)
+
+    def fail() -> None:
+        with output:
+            output.write("a", PROBS[0])
+            output.refuse("b", "it is empty")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [(name, "before")]
 
 

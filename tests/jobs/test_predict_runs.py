@@ -58,7 +58,7 @@ def artifacts(run_id: str, folder: str = "predictions") -> set[str]:
     return {entry.path for entry in connect().client.list_artifacts(run_id, folder)}
 
 
-def test_the_run_has_the_model_the_figures_and_the_files(trained: imgcls.TrainResult, photos: Path) -> None:
+def test_the_run_has_the_model_the_figures_and_the_files(photos: Path) -> None:
     (photos / "2.png").write_bytes(b"damaged")
     result = predict(photos, model="models:/digits@champion", tta=2, quiet=True)
     [run] = runs()
@@ -155,7 +155,7 @@ def test_a_submission_that_cannot_be_written_fails_the_run_and_lists_the_images(
 def test_ctrl_c_kills_the_run_and_leaves_no_file(
     trained: imgcls.TrainResult, photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def press(output: Any, name: str, probs: Any) -> None:
+    def press(*_: Any) -> None:
         os.kill(os.getpid(), signal.SIGINT)
 
     monkeypatch.setattr(job.Output, "write", press)
@@ -181,8 +181,9 @@ def test_a_server_that_dies_does_not_lose_the_predictions(
     monkeypatch.setattr(tracking, "apply", dead)
     monkeypatch.setattr(tracking, "GRACE_SECONDS", 0.0)
     result = predict(photos, model=trained.run_id)
-    assert seen and all(seen), "the file is there before anything is logged of it"
-    assert result.unsent is not None and not result.is_complete
+    assert set(seen) == {True}, "the file is there before anything is logged of it"
+    assert result.unsent is not None
+    assert not result.is_complete
     assert len(pd.read_csv("predictions.csv")) == 3
     assert "imgcls upload" in capsys.readouterr().out
     monkeypatch.undo()
