@@ -97,7 +97,8 @@ def test_mlflow_run_has_it_as_an_entry_point(digits: Finished, spawn: Spawn, pho
     child = spawn(
         str(Path(sys.executable).with_name("mlflow")), "run", str(CHECKOUT), "--env-manager", "local",
         "--experiment-name", "predict project", "-e", "predict", "-P", f"model={digits.run.info.run_id}",
-        "-P", f"input=../{photos.name}", "-P", f"output={tmp_path / 'out puts' / 's.csv'}", "-P", f"submission={sample}",
+        "-P", f"input=../{photos.name}", "-P", f"output={tmp_path / 'out puts' / 's.csv'}",
+        "-P", f"submission={sample}",
         "-P", "tta=4", "-P", "tta_views=flips", MLFLOW_TRACKING_URI=digits.runs.uri,
     )  # fmt: skip
     assert child.wait() == 0, child.err

@@ -2,7 +2,7 @@
 
 import gc
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from threading import Lock
@@ -25,8 +25,11 @@ Pixels = npt.NDArray[np.uint8]
 IMAGES = [noise(16 + number % 7, 16 + number % 5, number) for number in range(150)]
 
 
-def items(images: list[Pixels] | list[bytes]) -> list[Item]:
-    return [Item(f"{number}.png", partial(images.__getitem__, number)) for number in range(len(images))]
+def items(images: Sequence[Pixels | bytes]) -> list[Item]:
+    def read(number: int) -> Pixels | bytes:
+        return images[number]
+
+    return [Item(f"{number}.png", partial(read, number)) for number in range(len(images))]
 
 
 def probs_of(seen: Iterator[Seen]) -> npt.NDArray[np.float32]:
@@ -103,7 +106,7 @@ def test_it_is_in_evaluation_mode() -> None:
     assert np.array_equal(probs_of(stream(model, items(IMAGES[:3]))), classifier().probabilities(IMAGES[:3]))
 
 
-class Image(np.ndarray):  # type: ignore[type-arg]
+class Image(np.ndarray):
     """Pixels that can be counted."""
 
 

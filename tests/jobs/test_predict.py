@@ -18,6 +18,7 @@ from imgcls.inference.ensemble import Ensemble
 from imgcls.inference.views import Views
 from imgcls.jobs import predict as job
 from imgcls.jobs.predict import PredictResult, predict
+from imgcls.jobs.predict_output import Output
 from tests.conftest import put
 from tests.inference.test_classifier import classifier
 
@@ -37,7 +38,7 @@ def photos(tmp_path: Path) -> Path:
     return put(tmp_path / "photos", *NAMES)
 
 
-def probs_of(model: str, photos: Path, names: list[str] = NAMES) -> np.ndarray:  # type: ignore[type-arg]
+def probs_of(model: str, photos: Path, names: list[str] = NAMES) -> np.ndarray:
     return Classifier.load(Path(model)).probabilities([(photos / name).read_bytes() for name in names])
 
 
@@ -247,13 +248,13 @@ def test_what_is_read_is_not_overwritten(model: str, photos: Path) -> None:
 def test_ctrl_c_leaves_nothing(model: str, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Path("predictions.csv").write_text("before")
     before = sorted(Path.cwd().rglob("*"))
-    write = job.Output.write
+    write = Output.write
 
     def press(output: Any, name: str, probs: Any) -> None:
         write(output, name, probs)
         os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr(job.Output, "write", press)
+    monkeypatch.setattr(Output, "write", press)
     with pytest.raises(KeyboardInterrupt, match="SIGINT"):
         run(photos, model)
     assert sorted(Path.cwd().rglob("*")) == before
@@ -264,7 +265,7 @@ def test_a_full_disk_leaves_nothing(model: str, photos: Path, monkeypatch: pytes
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(job.Output, "write", full)
+    monkeypatch.setattr(Output, "write", full)
     before = sorted(Path.cwd().rglob("*"))
     with pytest.raises(OSError, match="No space left"):
         run(photos, model)

@@ -13,7 +13,9 @@ import imgcls
 from imgcls.errors import UserError
 from imgcls.jobs import predict as job
 from imgcls.jobs.predict import predict
+from imgcls.jobs.predict_output import Output
 from imgcls.tracking import run as tracking
+from imgcls.tracking.operations import apply
 from imgcls.tracking.promotion import move_alias
 from imgcls.tracking.registry import register
 from imgcls.tracking.store import connect
@@ -158,7 +160,7 @@ def test_ctrl_c_kills_the_run_and_leaves_no_file(
     def press(*_: Any) -> None:
         os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr(job.Output, "write", press)
+    monkeypatch.setattr(Output, "write", press)
     with pytest.raises(KeyboardInterrupt):
         predict(photos, model=trained.run_id, quiet=True)
     [run] = runs()
@@ -170,7 +172,6 @@ def test_a_server_that_dies_does_not_lose_the_predictions(
     trained: imgcls.TrainResult, photos: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     seen: list[bool] = []
-    apply = tracking.apply
 
     def dead(store: Any, run_id: str, folder: Path, operation: Any) -> None:
         if operation["op"] in ("metrics", "artifact", "end"):
