@@ -124,6 +124,16 @@ search:
   allocation: equal
   workers: 1
   seed: 0
+promote:
+  min_metrics: {}
+  min_gain: 0.0
+  significance: 0.05
+  max_recall_fall: 0.02
+  max_ece: null
+  max_model_mb: null
+  max_latency_ms: null
+  require_same_data: true
+  require_installable: true
 """
 
 

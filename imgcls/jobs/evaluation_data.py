@@ -201,7 +201,7 @@ def predict_images(
     """
     probs = np.zeros((len(manifest), len(opened.model.classes)), np.float32)
     bad: list[str] = []
-    items = (Item(name, partial(_read, manifest, row)) for row, name in enumerate(manifest.ids))
+    items = (Item(name, partial(read_image, manifest, row)) for row, name in enumerate(manifest.ids))
     for row, seen in enumerate(stream(opened.model, items, views=views, device=device)):
         if seen.probs is None:
             bad.append(f"cannot read the image {name_of(manifest, row)}: {seen.error}. Mend or remove the file.")
@@ -214,7 +214,8 @@ def predict_images(
     return Predictions(manifest.ids, probs, manifest.labels, opened.model.classes, split, manifest.digest)
 
 
-def _read(manifest: Manifest, row: int) -> bytes | Pixels:
+def read_image(manifest: Manifest, row: int) -> bytes | Pixels:
+    """An image's encoded bytes, or the (H, W[, 3]) uint8 pixels that its source holds itself."""
     if manifest.images is None:
         return read_encoded(manifest, row)
     pixels: Pixels = manifest.images[int(manifest.frame["row"].to_numpy()[row])]
