@@ -104,7 +104,7 @@ def gather(
     Raises:
         UserError: images cannot be read, or the store fails.
     """
-    notes = []
+    notes = list[str]()
     own = _predicted(store, candidate, manifest, console, device, notes, CANDIDATE)
     _log_predictions(run, own, CANDIDATE)
     other = None
