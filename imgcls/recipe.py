@@ -15,6 +15,7 @@ import imgcls.models  # noqa: F401  (both register their plug-ins)
 from imgcls.data.augment import AugmentConfig
 from imgcls.data.source import SOURCES, DataConfig
 from imgcls.errors import UserError
+from imgcls.evaluation.gates import PromoteConfig
 from imgcls.evaluation.metrics import EvaluateConfig
 from imgcls.models.family import FAMILIES, ModelConfig
 from imgcls.plugins import nearest
@@ -46,6 +47,8 @@ class Recipe(Section):
     """What is measured."""
     search: SearchConfig
     """What a sweep searches, and how; a training does not read it."""
+    promote: PromoteConfig
+    """What a model must show before it may replace the champion; a training does not read it."""
 
     def as_dict(self) -> dict[str, dict[str, Any]]:
         """Section -> field -> value, JSON-ready."""
@@ -84,7 +87,7 @@ class Resolved:
 
 _SECTIONS: dict[str, type[Section]] = {
     "data": DataConfig, "augment": AugmentConfig, "model": ModelConfig, "optim": OptimConfig, "train": TrainConfig,
-    "evaluate": EvaluateConfig, "search": SearchConfig,
+    "evaluate": EvaluateConfig, "search": SearchConfig, "promote": PromoteConfig,
 }  # fmt: skip
 _CHOOSERS = {"data": "source", "model": "family"}
 """Sections whose class depends on one of their fields."""

@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import click
@@ -124,6 +125,16 @@ search:
   allocation: equal
   workers: 1
   seed: 0
+promote:
+  min_metrics: {}
+  min_gain: 0.0
+  significance: 0.05
+  max_recall_fall: 0.02
+  max_ece: null
+  max_model_mb: null
+  max_latency_ms: null
+  require_same_data: true
+  require_installable: true
 """
 
 
@@ -341,6 +352,51 @@ def test_a_training_whose_run_is_not_complete_ends_with_3(monkeypatch: pytest.Mo
     monkeypatch.setattr(job, "run_training", run_training)
     assert exit_code(monkeypatch, "train", "--optim.lr", "1e-2") == 3
     assert given == [0.01]
+
+
+@pytest.mark.parametrize(
+    ("outcome", "unsent", "code"),
+    [("promoted", None, 0), ("champion", None, 0), ("forced", "outputs", 3), ("refused", None, 4), ("refused", "x", 4)],
+)
+def test_a_promotion_ends_with_4_where_the_gates_refuse(
+    outcome: str, unsent: str | None, code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import imgcls.jobs.promote as job
+
+    given: dict[str, Any] = {}
+
+    def run_promote(run: str, *_rest: Any, **options: Any) -> Any:
+        given.update(options, run=run)
+        return SimpleNamespace(outcome=outcome, unsent=unsent)
+
+    monkeypatch.setattr(job, "run_promote", run_promote)
+    words = ["promote", "--run", "abc", "--promote.min_gain=0.1", "--name", "animals", "--force", "it leaks"]
+    assert exit_code(monkeypatch, *words) == code
+    assert given == {
+        "run": "abc", "name": "animals", "alias": "champion", "force": "it leaks", "texts": {"promote.min_gain": "0.1"},
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["promote", "--name", "animals"], "Missing option '--run'"),
+        (["promote", "--run", "abc"], "Missing option '--name'"),
+        (["registry", "rollback", "animals"], "Missing option '--reason'"),
+        (["registry", "show"], "Missing argument 'NAME'"),
+    ],
+)
+def test_a_promotion_and_a_rollback_say_what_they_need(words: list[str], message: str) -> None:
+    result = run(*words)
+    assert result.exit_code == 2
+    assert message in result.stderr
+
+
+def test_a_recipe_beside_the_run_to_promote_is_an_error(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert exit_code(monkeypatch, "promote", "digits", "--run", "abc", "--name", "animals") == 2
+    assert "found 'digits' beside the run to promote, which has its own recipe" in capsys.readouterr().err
 
 
 def test_a_full_disk_is_an_error_without_a_traceback(

@@ -196,7 +196,7 @@ def test_a_field_that_is_like_none_gets_no_guess() -> None:
 
 
 def test_an_unknown_section_lists_the_sections_and_the_nearest() -> None:
-    known = "data, augment, model, optim, train, evaluate, search"
+    known = "data, augment, model, optim, train, evaluate, search, promote"
     expected = f"unknown section 'optin'; known: {known}. Did you mean 'optim'?"
     assert error_of(optin__lr="0.1").endswith(expected)
     assert error_of(write("optin: {lr: 0.1}")) == f"recipe mine.yaml: {expected}"
@@ -460,7 +460,7 @@ def test_a_tricky_text_comes_back_from_yaml_as_it_was(text: str) -> None:
 def test_the_yaml_of_a_recipe_is_plain_and_in_the_order_of_the_sections() -> None:
     text = resolve("digits", {"optim.lr": 1e-5}).recipe.to_yaml()
     assert [line for line in text.splitlines() if not line.startswith(" ")] == [
-        "data:", "augment:", "model:", "optim:", "train:", "evaluate:", "search:",
+        "data:", "augment:", "model:", "optim:", "train:", "evaluate:", "search:", "promote:",
     ]  # fmt: skip
     assert yaml.safe_load(text)["optim"]["lr"] == 1e-5
     assert "!!" not in text

@@ -9,7 +9,17 @@ from typing import Any, NoReturn
 import click
 
 # Each hangs its commands on the group.
-from imgcls.cli import data, evaluating, explaining, lists, predicting, store, sweeps, training  # noqa: F401
+from imgcls.cli import (  # noqa: F401
+    data,
+    evaluating,
+    explaining,
+    lists,
+    predicting,
+    registry,
+    store,
+    sweeps,
+    training,
+)
 from imgcls.cli.root import cli
 from imgcls.cli.words import parse_words
 from imgcls.errors import UserError

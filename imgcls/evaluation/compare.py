@@ -2,12 +2,13 @@
 
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pandas as pd
 
 from imgcls.errors import UserError
+from imgcls.evaluation.classes import class_table
 from imgcls.evaluation.intervals import Interval, bootstrap, holm, labelled, mcnemar, paired_bootstrap, wilson
 from imgcls.tables import History, Predictions
 
@@ -138,6 +139,41 @@ def in_order_of(predictions: Predictions, other: Predictions) -> Predictions:
         predictions.split,
         predictions.manifest_digest,
     )
+
+
+def in_classes_of(predictions: Predictions, other: Predictions) -> Predictions:
+    """The same predictions with the classes in another's order, where it has the same ones."""
+    if predictions.classes == other.classes or sorted(predictions.classes) != sorted(other.classes):
+        return predictions
+    columns = np.array([predictions.classes.index(name) for name in other.classes])
+    places = np.argsort(columns)
+    labels = np.where(predictions.labels < 0, -1, places[predictions.labels]).astype(np.int64)
+    return replace(predictions, probs=predictions.probs[:, columns], labels=labels, classes=other.classes)
+
+
+def class_changes(challenger: Predictions, champion: Predictions) -> pd.DataFrame:
+    """One row a class with images, the greatest fall of the recall first.
+
+    Columns: class, support, recall, champion_recall, difference (of the two, 0..1), mcnemar (two-sided p-value), holm
+    (the same, corrected for the number of classes). Images without a label are left out.
+
+    Args:
+        challenger: its predictions.
+        champion: those of the champion for the same images and classes, both in any order.
+
+    Raises:
+        UserError: no image has a label.
+    """
+    a = labelled(challenger)
+    b = labelled(in_order_of(in_classes_of(champion, challenger), challenger))
+    tables = [class_table(one) for one in (a, b)]
+    right_a, right_b = a.predicted == a.labels, b.predicted == b.labels
+    p_values = [mcnemar(right_a[a.labels == k], right_b[a.labels == k]) for k in range(len(a.classes))]
+    table = tables[0][["class", "support", "recall"]].assign(champion_recall=tables[1]["recall"])
+    table["difference"] = table["recall"] - table["champion_recall"]
+    table = table.assign(mcnemar=p_values)[table["support"] > 0]
+    table["holm"] = holm(table["mcnemar"].to_numpy(dtype=np.float64))
+    return table.sort_values("difference", kind="stable").reset_index(drop=True)
 
 
 def significance(entries: Sequence[Entry]) -> Significance:

@@ -7,14 +7,14 @@ a gain is demanded, one that has not got it is let through in about 5 % at most.
 
 import math
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 from pydantic import Field, field_validator
 
 from imgcls.errors import UserError
-from imgcls.evaluation.compare import in_order_of, why_not_paired
+from imgcls.evaluation.compare import in_classes_of, in_order_of, why_not_paired
 from imgcls.evaluation.intervals import holm, labelled, mcnemar, paired_bootstrap
 from imgcls.evaluation.markdown import markdown, value_text
 from imgcls.evaluation.metrics import top_k_accuracy
@@ -136,6 +136,8 @@ def verdict(
     latency_ms: float,
     same_data: bool | None,
     installable: bool | None,
+    incomparable: str = "",
+    seen: int = 0,
 ) -> Verdict:
     """Hold a challenger against the gates, and against the champion on the same test images.
 
@@ -150,21 +152,26 @@ def verdict(
         latency_ms: milliseconds it needs for an image.
         same_data: whether both were made from the same data set; None: not known.
         installable: whether its packages can be installed; None: not tried.
+        incomparable: why the champion that there is has no predictions for these images; "" where it has.
+        seen: how many of the images the champion was trained on. They favour it: a challenger that passes has passed,
+            and where one is refused, the gate same_data says how many they are.
 
     Raises:
         UserError: no image has a label, an id stands twice, or a probability is no number.
     """
     _check("challenger", challenger)
     known = labelled(challenger)
+    is_first = champion is None and not incomparable
     rows = [_at_least(name, _measured(name, known), least) for name, least in config.min_metrics.items()]
-    if champion is None:
+    if incomparable:
+        rows += [_incomparable(name, incomparable) for name in ("gain", "class_recall")]
+    elif champion is None:
         rows += [_passed("gain", NO_CHAMPION), _passed("class_recall", NO_CHAMPION)]
     else:
         _check("champion", champion)
-        other = _with_classes_of(champion, challenger)
+        other = in_classes_of(champion, challenger)
         if (reason := why_not_paired(challenger, other)) is not None:
-            sentence = f"challenger and champion cannot be compared: {reason}"
-            rows += [Gate(name, None, "the same images", False, sentence) for name in ("gain", "class_recall")]
+            rows += [_incomparable(name, reason) for name in ("gain", "class_recall")]
         else:
             rival = labelled(in_order_of(other, challenger))
             rows += [_gain(known, rival, config), _class_recall(known, rival, config)]
@@ -172,7 +179,7 @@ def verdict(
         _at_most("ece", scores(known)["ece"], config.max_ece, "the expected calibration error is {}"),
         _at_most("model_mb", model_mb, config.max_model_mb, "the model has {} MB"),
         _at_most("latency_ms", latency_ms, config.max_latency_ms, "an image takes {} ms"),
-        _passed("same_data", NO_CHAMPION) if champion is None else _same_data(same_data, config),
+        _passed("same_data", NO_CHAMPION) if is_first else _same_data(same_data, config, seen, len(challenger.ids)),
         _installable(installable, config),
     ]
     return Verdict(tuple(rows))
@@ -190,22 +197,16 @@ def _check(whose: str, predictions: Predictions) -> None:
         )
 
 
-def _with_classes_of(predictions: Predictions, other: Predictions) -> Predictions:
-    """The same predictions with the classes in another's order, where it has the same ones."""
-    if predictions.classes == other.classes or sorted(predictions.classes) != sorted(other.classes):
-        return predictions
-    columns = np.array([predictions.classes.index(name) for name in other.classes])
-    places = np.argsort(columns)
-    labels = np.where(predictions.labels < 0, -1, places[predictions.labels]).astype(np.int64)
-    return replace(predictions, probs=predictions.probs[:, columns], labels=labels, classes=other.classes)
-
-
 def _measured(name: str, predictions: Predictions) -> float:
     """A score; NaN, which passes no gate, where these images have none."""
     top = _TOP_K.fullmatch(name)
     if top:
         return top_k_accuracy(predictions, int(top[1]))
     return scores(predictions).get(name, math.nan)
+
+
+def _incomparable(name: str, why: str) -> Gate:
+    return Gate(name, None, "the same images", False, f"challenger and champion cannot be compared: {why}")
 
 
 def _passed(name: str, sentence: str) -> Gate:
@@ -293,13 +294,15 @@ def _class_recall(challenger: Predictions, champion: Predictions, config: Promot
     return Gate("class_recall", worst, wanted, False, sentence)
 
 
-def _same_data(same: bool | None, config: PromoteConfig) -> Gate:
+def _same_data(same: bool | None, config: PromoteConfig, seen: int, num: int) -> Gate:
     figure = None if same is None else float(same)
     found = {
         True: "challenger and champion were made from the same data set",
         False: "challenger and champion were made from other data sets (their digests differ)",
         None: "whether challenger and champion were made from the same data set is not known",
     }[same]
+    if seen:
+        found += f", and the champion was trained on {seen:,} of the {num:,} test images, which favours it"
     if not config.require_same_data:
         return Gate("same_data", figure, NOT_DEMANDED, True, f"{found}; nothing is demanded")
     return Gate("same_data", figure, "the same", same is True, found)

@@ -80,10 +80,14 @@ def _describe_model(run: TrackedRun, prepared: Prepared) -> None:
     )
 
 
+NOT_TRAINED = ("search.", "promote.")
+"""Fields that no training reads; they stand in its recipe.yaml, and are no params of it."""
+
+
 def log_recipe(run: TrackedRun, prepared: Prepared, *, repeat: str) -> None:
     """Log the recipe, the environment and what data there are; `repeat` is the command that does the same again."""
     recipe = prepared.recipe
-    run.log_params({name: value for name, value in recipe.flat().items() if not name.startswith("search.")})
+    run.log_params({name: value for name, value in recipe.flat().items() if not name.startswith(NOT_TRAINED)})
     head = f"# The resolved recipe of the MLflow run {run.run_id}.\n# Repeat it with: {repeat}\n"
     run.log_text(head + recipe.to_yaml(), "recipe.yaml")
     run.log_text(environment(), "environment.txt")

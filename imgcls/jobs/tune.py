@@ -31,9 +31,10 @@ POLL_S = 1.0
 PARENT_WAIT_S = 60.0
 """So long one that joins a sweep waits for the one that has just begun it to make its runs."""
 _MAY_DIFFER = (
-    "search.", "train.plan", "train.output_dir", "train.device", "train.processes", "train.checkpoint_minutes",
-    "train.keep_best", "train.cache_features", "data.root", "data.table", "data.parquet", "data.cache_dir",
-    "data.num_workers", "data.prefetch", "data.device", "data.store_budget", "data.check", "data.download", "model.",
+    "search.", "promote.", "train.plan", "train.output_dir", "train.device", "train.processes",
+    "train.checkpoint_minutes", "train.keep_best", "train.cache_features", "data.root", "data.table", "data.parquet",
+    "data.cache_dir", "data.num_workers", "data.prefetch", "data.device", "data.store_budget", "data.check",
+    "data.download", "model.",
 )  # fmt: skip
 """Fields that may differ between commands that work on one sweep. The data are compared by their digest."""
 

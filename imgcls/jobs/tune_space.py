@@ -25,7 +25,9 @@ BATCH_SIZES = (16, 32, 64, 128, 256)
 FAMILY = "{family}"
 LEAST_STEPS = 4
 """By default no batch is so large that an epoch has fewer steps."""
-_NOT_SEARCHED = ("search.", "data.", "evaluate.", "train.output_dir", "train.device", "train.processes", "model.family")
+_NOT_SEARCHED = (
+    "search.", "promote.", "data.", "evaluate.", "train.output_dir", "train.device", "train.processes", "model.family",
+)  # fmt: skip
 """Fields that make trials incomparable, or decide nothing."""
 
 

@@ -73,8 +73,7 @@ def register(store: Store, run_id: str, name: str) -> Version:
 
 def _create(store: Store, name: str) -> None:
     """Make the registered model where it is not there."""
-    if '"' in name and "'" in name:
-        raise UserError(f"found the model name {name!r}; expected one without both kinds of quotes.")
+    check_name(name)
     try:
         with store.writing():
             store.client.create_registered_model(name)
@@ -83,12 +82,28 @@ def _create(store: Store, name: str) -> None:
         if code == "RESOURCE_ALREADY_EXISTS":
             return
         if code == "INVALID_PARAMETER_VALUE":
-            raise UserError(
-                f"MLflow refuses the model name {name!r}; expected one that is not empty and has no '/' and no ':', "
-                "such as animals."
-            ) from error
+            raise _refused(name) from error
         with asking(store, f"making the registered model {name!r}"):
             raise
+
+
+def check_name(name: str) -> None:
+    """Whether a registered model can be called so.
+
+    Raises:
+        UserError: it cannot.
+    """
+    if '"' in name and "'" in name:
+        raise UserError(f"found the model name {name!r}; expected one without both kinds of quotes.")
+    if not name.strip() or {"/", ":"} & {*name}:
+        raise _refused(name)
+
+
+def _refused(name: str) -> UserError:
+    return UserError(
+        f"MLflow refuses the model name {name!r}; expected one that is not empty and has no '/' and no ':', "
+        "such as animals."
+    )
 
 
 def versions(store: Store, name: str) -> list[Version]:

@@ -236,10 +236,12 @@ def _no_run_is_left_running(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 class Server:
-    """A real `mlflow server` on a SQLite store in a folder, which can be stopped and started again on its port."""
+    """A real `mlflow server` on a store (SQLite in a folder, where no other is given), which can be stopped and started
+    again on its port."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, backend: str | None = None) -> None:
         self.folder, self.port = folder, free_port()
+        self.backend = backend or f"sqlite:///{folder}/server.db"
         self.uri = f"http://127.0.0.1:{self.port}"
         self._child: Child | None = None
         self._starts = 0
@@ -249,7 +251,7 @@ class Server:
         self._starts += 1
         command = (
             sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port), "--workers", "1",
-            "--backend-store-uri", f"sqlite:///{self.folder}/server.db",
+            "--backend-store-uri", self.backend,
             "--artifacts-destination", str(self.folder / "artifacts"),
         )  # fmt: skip
         folder = self.folder / f"start{self._starts}"

@@ -2,11 +2,8 @@
 
 import multiprocessing
 import os
-import pwd
 import random
-import shutil
 import signal
-import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,10 +15,10 @@ from imgcls.tuning.space import SearchConfig, Space
 from imgcls.tuning.studies import Abandoned
 from imgcls.tuning.sweep import Sweep, load_sweep, open_sweep
 from imgcls.tuning.worker import Asked
+from tests.postgres import postgres_server
 
 SPACE = Space.from_json({"lr": {"type": "float", "low": 1e-4, "high": 1.0, "log": True}})
 SPAWN = multiprocessing.get_context("spawn")
-BINARIES = Path("/usr/lib/postgresql/15/bin")
 
 
 def run_worker(storage: str, name: str, seconds: float, lock: str | None, wait: bool) -> None:
@@ -195,34 +192,10 @@ def openers(storage: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of a server of our own, on a socket in a folder of its own."""
-    if not (BINARIES / "initdb").exists():
-        pytest.skip(f"no PostgreSQL server in {BINARIES}")
-    pytest.importorskip("psycopg2")
-    user: dict[str, Any] = {}
-    folder = tmp_path_factory.mktemp("pg")
-    if os.geteuid() == 0:  # it refuses to run as root
-        try:
-            account = pwd.getpwnam("postgres")
-        except KeyError:
-            pytest.skip("PostgreSQL refuses to run as root, and there is no user postgres")
-        user = {"user": account.pw_uid, "group": account.pw_gid, "extra_groups": []}
-        folder = Path("/tmp") / f"imgcls-pg-{os.getpid()}"  # pytest's folders are closed to others
-        folder.mkdir()
-        os.chown(folder, account.pw_uid, account.pw_gid)
-    data = folder / "data"
-    quiet: dict[str, Any] = {"check": True, "capture_output": True, "cwd": folder, **user}
-    subprocess.run([str(BINARIES / "initdb"), "-D", str(data), "-U", "tester", "-A", "trust", "-N"], **quiet)
-    options = f"-c listen_addresses='' -c unix_socket_directories={folder} -c fsync=off"
-    control = [str(BINARIES / "pg_ctl"), "-D", str(data), "-w", "-l", str(folder / "log")]
-    subprocess.run([*control, "-o", options, "start"], **{**quiet, "capture_output": False})
-    try:
-        subprocess.run([str(BINARIES / "createdb"), "-h", str(folder), "-U", "tester", "sweeps"], **quiet)
-        yield f"postgresql://tester@/sweeps?host={folder}"
-    finally:
-        subprocess.run([*control, "-m", "immediate", "stop"], **quiet)
-        shutil.rmtree(folder, ignore_errors=True)
+def postgres() -> Iterator[str]:
+    """A database on a server of our own."""
+    with postgres_server("sweeps") as address:
+        yield address
 
 
 @pytest.mark.slow
