@@ -1,6 +1,8 @@
 """Figures, one file a subject; `base` and `sheet` hold what they share."""
 
-from imgcls.evaluation.plots.base import Figure, save
+from matplotlib.figure import Figure
+
+from imgcls.evaluation.plots.base import save
 from imgcls.evaluation.plots.classes import class_recalls
 from imgcls.evaluation.plots.compare import compared_curves
 from imgcls.evaluation.plots.confidence import coverage, reliability
