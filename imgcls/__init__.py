@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from imgcls.jobs.evaluate import EvaluateResult as EvaluateResult
     from imgcls.jobs.evaluate import evaluate as evaluate
+    from imgcls.jobs.predict import PredictResult as PredictResult
+    from imgcls.jobs.predict import predict as predict
     from imgcls.jobs.refit import RefitResult as RefitResult
     from imgcls.jobs.refit import refit as refit
     from imgcls.jobs.train import TrainResult as TrainResult
@@ -15,7 +17,8 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
-    "EvaluateResult", "RefitResult", "TrainResult", "TuneResult", "__version__", "evaluate", "refit", "train", "tune",
+    "EvaluateResult", "PredictResult", "RefitResult", "TrainResult", "TuneResult", "__version__", "evaluate", "predict",
+    "refit", "train", "tune",
 ]  # fmt: skip
 
 # Torch and MLflow take seconds to import, so the public names are loaded when they are first used.
@@ -25,6 +28,8 @@ _LAZY = {
     "RefitResult": "imgcls.jobs.refit",
     "TrainResult": "imgcls.jobs.train",
     "TuneResult": "imgcls.jobs.tune",
+    "PredictResult": "imgcls.jobs.predict",
+    "predict": "imgcls.jobs.predict",
     "refit": "imgcls.jobs.refit",
     "train": "imgcls.jobs.train",
     "tune": "imgcls.jobs.tune",

@@ -192,7 +192,8 @@ def _prepare(
         why = "there is one model" if len(question.models) == 1 else "votes count the same"
         raise UserError(f"--weights is {question.weights}, but {why}. Leave it out.")
     models = [open_model(source, console) for source in question.models]
-    Ensemble(tuple(m for opened in models for m in members_of(opened.model)), (1.0,))  # raises where classes differ
+    members = tuple(member for opened in models for member in members_of(opened.model))
+    Ensemble(members, (1.0,) * len(members))  # raises where classes differ
     views = open_views(question.tta, question.tta_views, question.combine, models)
     subject = find_subject(models, console, texts=texts, overrides=overrides, part=question.split)
     if not (subject.manifest.labels >= 0).any():

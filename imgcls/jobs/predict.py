@@ -27,7 +27,7 @@ from imgcls.tracking import run as tracking
 from imgcls.tracking.run import TrackedRun
 from imgcls.training.plan import Device, PlanConfig, resolve_device
 
-SHOWS = "the predictions and how they were made"
+SHOWS = "the predictions"
 MOST_LOGGED_BYTES = 50 * 10**6
 """A larger output is not copied to the run, which then only says where it was written."""
 OUTPUT, SUBMISSION = Path("predictions.csv"), Path("submission.csv")
@@ -334,7 +334,8 @@ def _log(run: TrackedRun, output: Output, total: int, speed: float, *, refused: 
 
 
 def _headline(result: PredictResult) -> str:
-    text = f"{result.num_images:,} images predicted, {result.images_per_s:,.1f} a second: {result.output}"
+    images = f"{result.num_images:,} image{'s' * (result.num_images != 1)}"
+    text = f"{images} predicted, {result.images_per_s:,.1f} a second: {result.output}"
     if result.num_unreadable:
         text += f"\n{result.num_unreadable:,} could not be read, and are listed in {result.unreadable}"
     return text

@@ -17,6 +17,7 @@ from imgcls.inference.classifier import Classifier
 from imgcls.inference.ensemble import Ensemble
 from imgcls.inference.views import Views
 from imgcls.jobs import predict as job
+from imgcls.jobs.console import Console
 from imgcls.jobs.predict import PredictResult, predict
 from imgcls.jobs.predict_output import Output
 from tests.conftest import put
@@ -143,6 +144,14 @@ def test_it_tells_what_there_is_and_what_came_of_it(
     assert lines[3].startswith("2 images predicted, ")
     assert lines[3].endswith(f" a second: {Path.cwd()}/predictions.csv")
     assert lines[4] == f"1 could not be read, and are listed in {Path.cwd()}/predictions.csv.unreadable.csv"
+
+
+def test_progress_is_told_image_by_image(model: str, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[tuple[str, int, int]] = []
+    monkeypatch.setattr(Console, "count", lambda _, what, done, total: told.append((what, done, total)))
+    (photos / "a/1.png").write_bytes(b"damaged")
+    run(photos, model)
+    assert told == [("predicting", 1, 3), ("predicting", 2, 3), ("predicting", 3, 3)]
 
 
 # --- submissions
