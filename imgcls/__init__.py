@@ -8,6 +8,8 @@ if TYPE_CHECKING:
     from imgcls.jobs.evaluate import evaluate as evaluate
     from imgcls.jobs.predict import PredictResult as PredictResult
     from imgcls.jobs.predict import predict as predict
+    from imgcls.jobs.promote import PromoteResult as PromoteResult
+    from imgcls.jobs.promote import promote as promote
     from imgcls.jobs.refit import RefitResult as RefitResult
     from imgcls.jobs.refit import refit as refit
     from imgcls.jobs.train import TrainResult as TrainResult
@@ -17,19 +19,21 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
-    "EvaluateResult", "PredictResult", "RefitResult", "TrainResult", "TuneResult", "__version__", "evaluate", "predict",
-    "refit", "train", "tune",
+    "EvaluateResult", "PredictResult", "PromoteResult", "RefitResult", "TrainResult", "TuneResult", "__version__",
+    "evaluate", "predict", "promote", "refit", "train", "tune",
 ]  # fmt: skip
 
 # Torch and MLflow take seconds to import, so the public names are loaded when they are first used.
 _LAZY = {
     "EvaluateResult": "imgcls.jobs.evaluate",
-    "evaluate": "imgcls.jobs.evaluate",
+    "PredictResult": "imgcls.jobs.predict",
+    "PromoteResult": "imgcls.jobs.promote",
     "RefitResult": "imgcls.jobs.refit",
     "TrainResult": "imgcls.jobs.train",
     "TuneResult": "imgcls.jobs.tune",
-    "PredictResult": "imgcls.jobs.predict",
+    "evaluate": "imgcls.jobs.evaluate",
     "predict": "imgcls.jobs.predict",
+    "promote": "imgcls.jobs.promote",
     "refit": "imgcls.jobs.refit",
     "train": "imgcls.jobs.train",
     "tune": "imgcls.jobs.tune",
