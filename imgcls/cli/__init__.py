@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 
 import click
 
-from imgcls.cli import data, lists, store, sweeps, training  # noqa: F401  (each hangs its commands on the group)
+from imgcls.cli import data, lists, serving, store, sweeps, training  # noqa: F401  (each hangs its commands on the group)
 from imgcls.cli.root import cli
 from imgcls.cli.words import parse_words
 from imgcls.errors import UserError
