@@ -1,8 +1,9 @@
 """From images as they come to batches of pixels: decoded in threads, while the network computes if cores are free."""
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
 
 from imgcls.data.decode import DecodeError, Pixels
 
@@ -18,7 +19,7 @@ decoder lets other threads run, but the Python around it does not."""
 
 def decoded(
     images: Sequence[bytes | Pixels], load: Load, *, batch_size: int, busy_cores: int
-) -> Iterator[list[Loaded]]:
+) -> Generator[list[Loaded], None, None]:
     """The images in batches, in their order, each as pixels or as the error that its bytes gave.
 
     Where the network leaves cores free, the next batch is decoded there while it computes; where it takes all of
@@ -35,19 +36,17 @@ def decoded(
     free = cores - busy_cores
     threads = min(free if free > 0 else cores, MOST_THREADS)
     ahead = free > 0 and len(parts) > 1
-    if not ahead and (threads == 1 or len(images) == 1 or not _large(images)):
+    if not ahead and (threads == 1 or len(images) <= 1 or not _large(images)):
         yield from (_load_all(load, part) for part in parts)
         return
     if not _large(images):
         threads = 1
     with ThreadPoolExecutor(threads, thread_name_prefix="imgcls-decode") as pool:
-        waiting = [_start(pool, load, part, threads) for part in parts[:1]]
-        for following in [*parts[1:], None]:
-            if ahead and following is not None:
-                waiting.append(_start(pool, load, following, threads))
-            yield _gathered(waiting.pop(0))
-            if not ahead and following is not None:
-                waiting.append(_start(pool, load, following, threads))
+        tasks = (_start(pool, load, part, threads) for part in parts)
+        begun = [next(tasks)] if ahead else []
+        for _ in parts:
+            begun += islice(tasks, 1)
+            yield _gathered(begun.pop(0))
 
 
 def _large(images: Sequence[bytes | Pixels]) -> bool:

@@ -5,6 +5,7 @@ import io
 import json
 import logging
 import re
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -125,12 +126,14 @@ def _grey_png() -> bytes:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """MLflow says at every model that it looks at its example."""
+    """MLflow says at every model that it looks at its example, in a way that pandas 3 warns of."""
     logger = logging.getLogger("mlflow.pyfunc")
     before = logger.level
     logger.setLevel(logging.WARNING)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            yield
     finally:
         logger.setLevel(before)
 
