@@ -233,6 +233,11 @@ class Loader:
         processes: int = 1,
     ) -> None:
         self.num_images, self.num_workers, self.batch_size = len(images), num_workers, batch_size
+        self._subject = (images, labels, pipeline)
+        self._options: dict[str, Any] = {
+            "seed": seed, "shuffle": shuffle, "chances": chances, "num_workers": num_workers, "prefetch": prefetch,
+            "pin_memory": pin_memory, "rank": rank, "processes": processes,
+        }  # fmt: skip
         self.decodes = isinstance(images, DecodedImages)
         self._keys = _EpochKeys(
             len(images),
@@ -265,6 +270,10 @@ class Loader:
     def images(self) -> Images:
         """The images, as they come before the pipeline."""
         return self._dataset.images
+
+    def rebatched(self, batch_size: int) -> "Loader":
+        """A loader of the same images in batches of another size, and so in another random variation."""
+        return Loader(*self._subject, batch_size=batch_size, **self._options)
 
     def __len__(self) -> int:
         """Batches an epoch."""

@@ -177,6 +177,10 @@ class ResidentLoader(Loader):
         """As of the loader: varied by its own pipeline."""
         return self._whole.each_once(epoch)
 
+    def rebatched(self, batch_size: int) -> Loader:
+        """As of the loader: not from the device."""
+        return self._whole.rebatched(batch_size)
+
     @property
     def images(self) -> Images:
         """The images, as they come before the pipeline."""

@@ -97,11 +97,39 @@ def average(members: Sequence[Predictions], weights: Sequence[float] | Floats | 
         UserError: the members do not go together (see `aligned`), or the weights do not fit them.
     """
     lined_up = aligned(members)
-    shares = _shares(len(lined_up), weights)
-    probs = np.zeros(lined_up[0].probs.shape, np.float64)
-    for share, member in zip(shares, lined_up, strict=True):
-        probs += share * member.probs
-    return _joined(lined_up, probs)
+    return _joined(lined_up, combine([member.probs for member in lined_up], weights))
+
+
+def combine(
+    probs: Sequence[npt.NDArray[np.float32]],
+    weights: Sequence[float] | Floats | None = None,
+    *,
+    how: Literal["mean", "vote"] = "mean",
+) -> Floats:
+    """(N, C) of M times (N, C) probabilities of the same images and classes.
+
+    Args:
+        probs: of each member, or of each view of the images.
+        weights: one each, 0 or more, of any sum; None weighs all the same.
+        how: `mean`, weighted. `vote`: each image gets the class that most members name; of several, that with the
+            highest mean probability. The probabilities are the shares of votes then, the mean probability counted as
+            half a vote more, so that the most probable class is the one elected.
+
+    Raises:
+        UserError: the weights do not fit, or votes are to weigh differently.
+    """
+    shares = _shares(len(probs), weights)
+    mean = np.zeros(probs[0].shape, np.float64)
+    for share, member in zip(shares, probs, strict=True):
+        mean += share * member
+    if how == "mean":
+        return mean
+    if len(set(shares)) > 1:
+        raise UserError("found different weights for votes, of which each counts the same; take the mean instead.")
+    votes = np.zeros_like(mean)
+    for member in probs:
+        votes[np.arange(len(votes)), np.argmax(member, axis=1)] += 1
+    return (votes + mean / 2) / (len(probs) + 0.5)
 
 
 def _shares(num: int, weights: Sequence[float] | Floats | None) -> Floats:
@@ -127,20 +155,13 @@ def _joined(members: Sequence[Predictions], probs: Floats) -> Predictions:
 def vote(members: Sequence[Predictions]) -> Predictions:
     """Each image gets the class that most members name; of several, that with the highest mean probability.
 
-    The probabilities are the shares of votes, the mean probability counted as half a vote more, so that the most
-    probable class is the one elected.
+    The probabilities are those of `combine`.
 
     Raises:
         UserError: the members do not go together (see `aligned`).
     """
     lined_up = aligned(members)
-    num = len(lined_up)
-    votes = np.zeros(lined_up[0].probs.shape, np.float64)
-    mean = np.zeros_like(votes)
-    for member in lined_up:
-        votes[np.arange(len(votes)), member.predicted] += 1
-        mean += member.probs
-    return _joined(lined_up, (votes + mean / (2 * num)) / (num + 0.5))
+    return _joined(lined_up, combine([member.probs for member in lined_up], how="vote"))
 
 
 def fit_weights(members: Sequence[Predictions]) -> Floats:

@@ -16,6 +16,10 @@ _NOT_OF_PIXELS = {"mixup", "cutmix", "mix_prob", "eval_crop", "normalize"}
 """Fields of `augment` that change no training image, that `Preprocessing` has, or with which nothing is kept."""
 
 
+SHARED_BATCH = 64
+"""Images a batch in which features are computed that trainings with batches of any size share."""
+
+
 @dataclass(frozen=True)
 class Source:
     """Where a training takes its batches from.
@@ -49,10 +53,18 @@ def open_features(prepared: Prepared, console: Console) -> Source:
         say=console.say,
     )
     numbers = range(1, prepared.num_views + 1) if recipe.augment.is_varied else (0,)
-    subject = _subject(prepared, "train", prepared.train)
+    until = min(recipe.train.unfreeze, default=recipe.train.epochs + 1) - 1
+    # As many views as epochs give the figures of a training without them, which depend on the batches' size. Fewer are
+    # other variations anyway, and then one size lets trials of all sizes share them.
+    is_exact = not recipe.augment.is_varied or prepared.num_views >= until
+    subject = _subject(prepared, "train", prepared.train, is_exact=is_exact)
     try:
         views = [features.view(subject, number) for number in numbers]
-        val = None if prepared.val is None else features.view(_subject(prepared, "val", prepared.val), 0)
+        val = (
+            None
+            if prepared.val is None
+            else features.view(_subject(prepared, "val", prepared.val, is_exact=is_exact), 0)
+        )
     except (NotKept, OSError) as error:
         console.clear()
         reason = error if isinstance(error, NotKept) else f"{cache_dir()} cannot be written ({error.strerror})"
@@ -64,8 +76,10 @@ def open_features(prepared: Prepared, console: Console) -> Source:
     return Source(FeatureLoader(model, prepared.train, views), val_loader, about)
 
 
-def _subject(prepared: Prepared, split: Split, loader: Loader) -> Subject:
+def _subject(prepared: Prepared, split: Split, loader: Loader, *, is_exact: bool) -> Subject:
     recipe = prepared.recipe
+    if not is_exact:
+        loader = loader.rebatched(SHARED_BATCH)
     variation: dict[str, object] = {"evaluation": True}
     if split == "train":
         variation = recipe.augment.model_dump(mode="json", exclude=_NOT_OF_PIXELS)

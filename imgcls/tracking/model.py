@@ -2,7 +2,6 @@
 
 import base64
 import io
-import json
 import logging
 import re
 import warnings
@@ -15,7 +14,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from imgcls.errors import UserError
-from imgcls.inference.classifier import SPEC
+from imgcls.inference.ensemble import families_of
 from imgcls.tracking.store import Store, connect, first_line
 
 MODEL_NAME = "model"
@@ -32,13 +31,13 @@ REQUIREMENTS = (
 )  # fmt: skip
 
 
-def requirements(family: str = "") -> list[str]:
-    """The packages that a logged model of this family needs, as pip requirements pinned to what is installed.
+def requirements(*families: str) -> list[str]:
+    """The packages that a logged model of these families needs, as pip requirements pinned to what is installed.
 
     One that is installed under another name (opencv-python, say) is named without a version.
     """
     pinned = []
-    for name in (*REQUIREMENTS, *(["timm"] if family.startswith("timm:") else [])):
+    for name in (*REQUIREMENTS, *(["timm"] if any(family.startswith("timm:") for family in families) else [])):
         try:
             pinned.append(f"{name}=={version(name).split('+')[0]}")
         except PackageNotFoundError:
@@ -85,7 +84,6 @@ def _save(model: Any, run_id: str, folder: Path, local: Path, *, top_k: int) -> 
     from mlflow.types import ColSpec, DataType, Schema, TensorSpec
     from mlflow.types.schema import AnyType, Array
 
-    family = json.loads((folder / SPEC).read_text(encoding="utf-8"))["model"]["family"]
     outputs: list[ColSpec | TensorSpec] = [
         ColSpec(DataType.string, "label", required=False),
         ColSpec(DataType.double, "probability", required=False),
@@ -111,7 +109,7 @@ def _save(model: Any, run_id: str, folder: Path, local: Path, *, top_k: int) -> 
             code_paths=[str(PACKAGE)],
             signature=signature,
             input_example=pd.DataFrame({"image": [base64.b64encode(_grey_png()).decode()]}),
-            pip_requirements=requirements(family),
+            pip_requirements=requirements(*families_of(folder)),
         )
 
 
@@ -214,6 +212,20 @@ def _find_model(store: Store, source: str) -> tuple[Any, str]:
         f"{source!r} names no model. Expected runs:/<run id>, models:/<name>/<version>, models:/<name>@<alias> or "
         "models:/<model id>, with 32 hexadecimal digits as an id."
     )
+
+
+def run_of_model(model_id: str) -> str | None:
+    """The run that made a LoggedModel.
+
+    Raises:
+        UserError: the store does not say.
+    """
+    store = connect()
+    try:
+        source: str | None = store.client.get_logged_model(model_id).source_run_id
+    except Exception as error:
+        raise UserError(f"the store {store.uri} does not give the model {model_id}: {first_line(error)}.") from error
+    return source
 
 
 def model_of_run(store: Store, run_id: str, name: str) -> Any:

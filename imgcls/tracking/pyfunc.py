@@ -28,9 +28,9 @@ class ImageClassifier(PythonModel):
 
     def load_context(self, context: Any) -> None:
         """Read weights, preprocessing and class names."""
-        from imgcls.inference.classifier import Classifier
+        from imgcls.inference.ensemble import load_model
 
-        self._classifier = Classifier.load(Path(context.artifacts["classifier"]))
+        self._classifier = load_model(Path(context.artifacts["classifier"]))
         # MLflow's server calls from many threads, each of which would have torch start as many of its own.
         self._one_at_a_time = threading.Lock()
 

@@ -56,7 +56,7 @@ class About:
 
     Attributes:
         model: as it was asked for.
-        version: an address that always means this very model.
+        version: an address that always means this very model; the folder of one that is in no store.
         model_id: of MLflow's LoggedModel, "" for a folder.
     """
 

@@ -73,3 +73,9 @@ def evaluation_pipeline(size: int, crop: float | None = None) -> Pipeline:
     if crop == 1:
         return Pipeline(middle(size), fixed_size=size)
     return Pipeline(middle(size, round(size / crop)))
+
+
+@lru_cache(maxsize=16)
+def resizing_pipeline(side: int) -> Pipeline:
+    """The whole image with its shorter side at `side` pixels."""
+    return Pipeline([A.SmallestMaxSize(side, interpolation=cv2.INTER_AREA)])

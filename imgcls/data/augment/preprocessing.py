@@ -51,17 +51,23 @@ class Preprocessing:
         """Pixels: the longest shorter side that an image is kept at before the pipelines see it."""
         return store_size(self.image_size)
 
-    def load(self, image: "bytes | Pixels") -> Pixels:
-        """Encoded bytes, or (H, W), (H, W, 1) or (H, W, 3) uint8 pixels, as (image_size, image_size, channels) uint8.
+    def pixels(self, image: "bytes | Pixels") -> Pixels:
+        """Encoded bytes, or (H, W), (H, W, 1) or (H, W, 3) uint8 pixels, as the pipelines take them: at `store_size`.
 
         Raises:
-            DecodeError: the bytes are not a readable image.
+            DecodeError: the bytes are not a readable image, or the pixels have another shape.
         """
         if isinstance(image, bytes):
-            pixels = decode(image, channels=self.channels, short_side=self.store_size)
-        else:
-            pixels = shrink(to_channels(image, self.channels), self.store_size)
-        return evaluation_pipeline(self.image_size, self.eval_crop)(pixels)
+            return decode(image, channels=self.channels, short_side=self.store_size)
+        return shrink(to_channels(image, self.channels), self.store_size)
+
+    def load(self, image: "bytes | Pixels") -> Pixels:
+        """An image as `pixels` takes it as (image_size, image_size, channels) uint8.
+
+        Raises:
+            DecodeError: as `pixels`.
+        """
+        return evaluation_pipeline(self.image_size, self.eval_crop)(self.pixels(image))
 
     def to_input(self, batch: torch.Tensor) -> torch.Tensor:
         """(B, H, W, C) uint8 as the network's input, (B, C, H, W) float32, on the batch's device."""

@@ -1,0 +1,145 @@
+"""A model's probabilities for any number of images, one after the other, in bounded memory."""
+
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
+from dataclasses import dataclass
+from itertools import islice
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from imgcls.data.decode import Pixels
+from imgcls.errors import UserError
+from imgcls.evaluation.ensemble import combine
+from imgcls.inference.classifier import Classifier
+from imgcls.inference.ensemble import Ensemble, Model, members_of
+from imgcls.inference.views import ONE, ViewMaker, Views
+
+Probabilities = npt.NDArray[np.float32]
+MOST_BATCH = 64
+"""Images a batch, of all views together."""
+MOST_THREADS = 16
+
+
+class Item(NamedTuple):
+    """An image to be looked at.
+
+    Attributes:
+        name: its id; random views are drawn from it.
+        read: gives encoded bytes, or (H, W[, C]) uint8 pixels.
+    """
+
+    name: str
+    read: Callable[[], bytes | Pixels]
+
+
+class Seen(NamedTuple):
+    """What a model says of an image.
+
+    Attributes:
+        name: its id.
+        probs: (C,) probabilities; None where it cannot be read.
+        error: why it cannot be read; "" where it can.
+    """
+
+    name: str
+    probs: Probabilities | None
+    error: str
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    name: str
+    views: list[Pixels]
+    """(V, S, S, C) for each member."""
+    error: str
+
+
+def stream(
+    model: Model,
+    items: Iterable[Item],
+    *,
+    views: Views = ONE,
+    device: str = "cpu",
+    batch_size: int = MOST_BATCH,
+    num_threads: int | None = None,
+) -> Iterator[Seen]:
+    """What the model says of each image, in their order; computed in fp32, as a served model computes it.
+
+    While one batch is computed, the next ones are read and decoded by threads. At most three batches are in memory.
+
+    Args:
+        model: a classifier or an ensemble; it is moved to the device, put into evaluation mode, and stays so.
+        items: the images; read when their turn comes.
+        views: what is looked at of each.
+        device: where to compute.
+        batch_size: images a batch, 1 or more; fewer where each has several views.
+        num_threads: that read images; None: one for each core, up to 16.
+
+    Raises:
+        UserError: views are those of a training that is not known.
+    """
+    members = members_of(model)
+    for member in members:
+        member.module.to(device).eval()
+        ViewMaker(member.preprocessing, views)  # fails here, and not in a thread
+    size = max(1, batch_size // views.num)
+    makers = threading.local()
+
+    def load(item: Item) -> _Loaded:
+        if not hasattr(makers, "each"):
+            makers.each = [ViewMaker(member.preprocessing, views) for member in members]
+        try:
+            image = item.read()
+            return _Loaded(item.name, [maker(image, item.name) for maker in makers.each], "")
+        except (UserError, OSError) as error:
+            return _Loaded(item.name, [], str(error))
+
+    waiting: deque[list[Future[_Loaded]]] = deque()
+    source = iter(items)
+    pool = ThreadPoolExecutor(num_threads or min(MOST_THREADS, os.cpu_count() or 1))
+    try:
+        while True:
+            while len(waiting) < 3 and (some := list(islice(source, size))):
+                waiting.append([pool.submit(load, item) for item in some])
+            if not waiting:
+                return
+            yield from _batch(model, [future.result() for future in waiting.popleft()], views, device)
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _batch(model: Model, loaded: list[_Loaded], views: Views, device: str) -> Iterator[Seen]:
+    good = [item for item in loaded if not item.error]
+    found: Iterator[Probabilities] = iter(())
+    if good:
+        each = [
+            _member(member, [item.views[number] for item in good], views, device)
+            for number, member in enumerate(members_of(model))
+        ]
+        found = iter(model.combined(each) if isinstance(model, Ensemble) else each[0])
+    for item in loaded:
+        yield Seen(item.name, None if item.error else next(found), item.error)
+
+
+@torch.no_grad()
+def _member(member: Classifier, images: list[Pixels], views: Views, device: str) -> Probabilities:
+    """(N, C) probabilities of N times (V, S, S, C) views."""
+    pixels = torch.from_numpy(np.concatenate(images)).to(device)
+    # A GPU's TF32 convolutions would differ from the served model's by far more than rounding.
+    exact = torch.backends.cudnn.flags(allow_tf32=False) if device == "cuda" else nullcontext()
+    parts = []
+    with exact:
+        for some in torch.split(pixels, MOST_BATCH):
+            parts.append(member.module(member.preprocessing.to_input(some)).float().softmax(1).cpu().numpy())
+    probs: Probabilities = np.concatenate(parts)
+    if views.num == 1:
+        return probs
+    by_view = probs.reshape(len(images), views.num, -1)
+    return combine([by_view[:, number] for number in range(views.num)], how=views.combine).astype(np.float32)
