@@ -18,6 +18,7 @@ from imgcls.data.augment import Preprocessing
 from imgcls.data.decode import DecodeError
 from imgcls.errors import UserError
 from imgcls.inference.classifier import SPEC, WEIGHTS, Classifier
+from imgcls.inference.ensemble import Ensemble
 from imgcls.models.family import FAMILIES, ModelConfig, build
 from imgcls.models.plaincnn import PlainCNNConfig
 
@@ -131,6 +132,18 @@ def test_an_image_that_cannot_be_read_spoils_its_own_row_only() -> None:
         assert all(isinstance(errors[row], DecodeError) for row in (1, 3, 4, 5))
         assert np.isnan(probs[[1, 3, 4, 5]]).all()
         assert np.allclose(probs[[0, 2, 6]], model.probabilities([MIXED[0], MIXED[1], MIXED[3]]), atol=1e-6)
+
+
+def test_an_ensemble_leaves_out_the_same_rows_and_combines_the_others() -> None:
+    members = (classifier(), classifier(size=24))
+    model = Ensemble(members, (1.0, 3.0))
+    images: list[bytes | Pixels] = [png(MIXED[0]), b"no image", MIXED[1]]
+    probs, errors = model.try_probabilities(images)
+    assert [error is None for error in errors] == [True, False, True]
+    assert np.isnan(probs[1]).all()
+    assert np.allclose(probs[[0, 2]], model.probabilities([images[0], images[2]]), atol=1e-6)
+    assert model.try_probabilities([b"", b"x"])[0].shape == (2, 3)
+    assert model.try_probabilities([])[0].shape == (0, 3)
 
 
 def test_where_no_image_can_be_read_all_rows_are_errors() -> None:
