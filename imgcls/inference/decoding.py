@@ -12,6 +12,8 @@ Loaded = Pixels | DecodeError
 """An image's pixels, or why there are none."""
 
 MOST_THREADS = 8
+BATCHES, LEAST_BATCH = 4, 8
+"""Images that would be one batch are made into four, of at least eight images, where that lets decoding run ahead."""
 LARGE_BYTES = 2**12
 """Encoded images of at least so many bytes on average (pixels: 16 times as many) are worth a second thread: the
 decoder lets other threads run, but the Python around it does not."""
@@ -28,19 +30,19 @@ def decoded(
     Args:
         images: encoded bytes or uint8 pixels.
         load: from one image to pixels; called from several threads.
-        batch_size: images a batch.
+        batch_size: images a batch, at most.
         busy_cores: cores that the network computes on; 0 where that is another device.
     """
-    parts = [images[begin : begin + batch_size] for begin in range(0, len(images), batch_size)]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    free = cores - busy_cores
-    threads = min(free if free > 0 else cores, MOST_THREADS)
+    free, large = cores - busy_cores, _large(images)
+    if free > 0 and large:
+        batch_size = min(batch_size, max(LEAST_BATCH, -(-len(images) // BATCHES)))
+    parts = [images[begin : begin + batch_size] for begin in range(0, len(images), batch_size)]
+    threads = min(free if free > 0 else cores, MOST_THREADS) if large else 1
     ahead = free > 0 and len(parts) > 1
-    if not ahead and (threads == 1 or len(images) <= 1 or not _large(images)):
+    if not ahead and (threads == 1 or len(images) == 1):
         yield from (_load_all(load, part) for part in parts)
         return
-    if not _large(images):
-        threads = 1
     with ThreadPoolExecutor(threads, thread_name_prefix="imgcls-decode") as pool:
         tasks = (_start(pool, load, part, threads) for part in parts)
         begun = [next(tasks)] if ahead else []

@@ -60,6 +60,17 @@ def test_where_cores_are_free_the_next_batch_is_decoded_meanwhile() -> None:
     batches.close()
 
 
+@pytest.mark.parametrize(
+    ("busy", "size", "batches"),
+    [(1, decoding.LARGE_BYTES, [16] * 4), (1, 1, [64]), (CORES, decoding.LARGE_BYTES, [64])],
+)
+def test_one_batch_is_made_into_four_only_where_decoding_can_run_ahead(
+    busy: int, size: int, batches: list[int]
+) -> None:
+    found = decoded(images(64, size=size), load, batch_size=64, busy_cores=busy)
+    assert [len(batch) for batch in found] == batches
+
+
 def test_where_the_network_takes_all_cores_nothing_is_decoded_meanwhile() -> None:
     seen: list[bytes | Pixels] = []
 
