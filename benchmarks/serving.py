@@ -6,13 +6,15 @@ mobilenet  MobileNetV2 at 224 px on JPEGs of 500 x 375 pixels, of photo-like con
 digits     the tiny network of the digits recipe at 8 px on PNGs of 8 x 8 pixels: nearly all is work around the network.
 
 `served` is `mlflow.pyfunc.load_model(...).predict` of a table of 64 encoded images. It is set against `network`, which
-computes ready float32 batches of 64 in the memory layout in which it is faster, and against `classifier`, which decodes
-one image after the other in the same thread and then computes. `decoding` is its share of the classifier's time. Every
+computes ready float32 batches of 64 in the memory layout in which it is faster; against `parts`, the same in as many
+parts as serving computes them in; and against `classifier`, which decodes one image after the other in the same thread
+and then computes all 64. `decoding` is its share of the classifier's time. Every
 pair is measured in turn; the median of the pairs' ratios counts, and the quartiles say how far they lie apart.
 """
 
 import argparse
 import io
+import math
 import os
 import statistics
 import tempfile
@@ -35,7 +37,7 @@ from PIL import Image
 
 import imgcls.models  # noqa: F401
 from imgcls.data.augment import Preprocessing
-from imgcls.inference.classifier import Classifier
+from imgcls.inference.classifier import MOST_PIXELS, Classifier
 from imgcls.models.family import FAMILIES, build
 from imgcls.tracking.model import _save
 
@@ -113,8 +115,10 @@ def measure(name: str, threads: int, pairs: int) -> None:
         network(model.preprocessing.to_input(torch.from_numpy(loaded)))
 
     fastest = min(layouts, key=lambda batch: seconds(lambda: network(batch)))
+    num_parts = math.ceil(pixels[..., 0].size / MOST_PIXELS)
     work = {
         "network": lambda: network(fastest),
+        "parts": lambda: [network(part) for part in fastest.chunk(num_parts)],
         "served": lambda: served.predict(table),
         "classifier": classifier,
         "decode": decode,
@@ -127,7 +131,7 @@ def measure(name: str, threads: int, pairs: int) -> None:
             found[key].append(seconds(work[key]))
     rates = {key: BATCH / statistics.median(values) for key, values in found.items()}
     print(f"{name}, {threads} threads: " + ", ".join(f"{key} {rate:,.1f}" for key, rate in rates.items()) + " images/s")
-    for against in ("network", "classifier"):
+    for against in ("network", "parts", "classifier"):
         ratios = [a / b for a, b in zip(found[against], found["served"], strict=True)]
         low, middle, high = statistics.quantiles(ratios, n=4)
         print(f"  served / {against}: {middle:.3f} ({low:.3f} to {high:.3f})")

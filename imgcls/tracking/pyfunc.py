@@ -48,8 +48,10 @@ class ImageClassifier(PythonModel):
             cells = cells[0]  # what MLflow makes of {"inputs": {"image": ["…", "…"]}} and of {"inputs": ["…", "…"]}
         with self._one_at_a_time:
             labels = label_images(self._classifier, cells)
-        table = pd.DataFrame({name: pd.Series(values, dtype=object) for name, values in vars(labels).items()})
-        return table if any(labels.error) else table.astype({"probability": float})
+        columns = {name: pd.Series(values, dtype=object) for name, values in vars(labels).items()}
+        if not any(labels.error):
+            columns["probability"] = pd.Series(labels.probability, dtype=float)
+        return pd.DataFrame(columns)
 
 
 mlflow.models.set_model(ImageClassifier())
