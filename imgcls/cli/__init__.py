@@ -16,6 +16,7 @@ from imgcls.cli import (  # noqa: F401
     lists,
     predicting,
     registry,
+    serving,
     store,
     sweeps,
     training,

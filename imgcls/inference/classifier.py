@@ -1,7 +1,8 @@
 """A trained network with its preprocessing and class names: what is saved, served and predicted with."""
 
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,15 @@ import torch
 
 import imgcls.models  # noqa: F401  (registers the families)
 from imgcls.data.augment import Preprocessing
-from imgcls.data.decode import Pixels
+from imgcls.data.decode import DecodeError, Pixels
 from imgcls.errors import UserError
+from imgcls.inference.decoding import Loaded, decoded
 from imgcls.models.family import FAMILIES, ModelConfig, StagedModel, build
 
 WEIGHTS, SPEC = "model.safetensors", "model.json"
+MOST_PIXELS = 2**20
+"""Of all images that a CPU computes at once: 20 images at 224 px. What a network makes of more is so large that the
+system gives it new memory each time (MobileNetV2, 64 images at 224 px: 30 a second at once, 50 in four parts)."""
 
 
 @dataclass(frozen=True)
@@ -79,17 +84,52 @@ class Classifier:
             raise UserError(f"the weights in {folder / WEIGHTS} do not fit {SPEC}: {error}") from error
         return cls(module.eval(), config, preprocessing, classes, top_k)
 
-    @torch.no_grad()
     def probabilities(self, images: Sequence[bytes | Pixels], *, batch_size: int = 64) -> npt.NDArray[np.float32]:
         """(N, C) probabilities of N images, each encoded bytes or (H, W[, 3]) uint8 pixels.
 
         Raises:
             DecodeError: bytes that are not a readable image.
         """
-        device = next(self.module.parameters()).device
         parts = [np.zeros((0, len(self.classes)), np.float32)]
-        for start in range(0, len(images), batch_size):
-            pixels = np.stack([self.preprocessing.load(image) for image in images[start : start + batch_size]])
-            inputs = self.preprocessing.to_input(torch.from_numpy(pixels).to(device))
-            parts.append(self.module(inputs).float().softmax(1).cpu().numpy())
+        for batch in self._decoded(images, batch_size):
+            pixels = []
+            for loaded in batch:
+                if isinstance(loaded, DecodeError):
+                    raise loaded
+                pixels.append(loaded)
+            parts.append(self._probabilities(pixels))
         return np.concatenate(parts)
+
+    def try_probabilities(
+        self, images: Sequence[bytes | Pixels], *, batch_size: int = 64
+    ) -> tuple[npt.NDArray[np.float32], list[DecodeError | None]]:
+        """As `probabilities`, but an image that cannot be read spoils its own row only.
+
+        Returns:
+            (N, C) probabilities, NaN in the rows that have none, and for each image why it has none, or None.
+        """
+        probs = np.full((len(images), len(self.classes)), np.nan, np.float32)
+        errors: list[DecodeError | None] = []
+        for batch in self._decoded(images, batch_size):
+            good = {len(errors) + k: one for k, one in enumerate(batch) if not isinstance(one, DecodeError)}
+            errors += [one if isinstance(one, DecodeError) else None for one in batch]
+            if good:
+                probs[list(good)] = self._probabilities(list(good.values()))
+        return probs, errors
+
+    def _decoded(self, images: Sequence[bytes | Pixels], batch_size: int) -> Iterator[list[Loaded]]:
+        on_cpu = next(self.module.parameters()).device.type == "cpu"
+        busy = torch.get_num_threads() if on_cpu else 0
+        return decoded(images, self.preprocessing.load, batch_size=batch_size, busy_cores=busy)
+
+    @torch.no_grad()
+    def _probabilities(self, pixels: list[Pixels]) -> npt.NDArray[np.float32]:
+        """(B, C) of B images of the network's size."""
+        device = next(self.module.parameters()).device
+        batch = torch.from_numpy(np.stack(pixels))
+        num_parts = math.ceil(batch[..., 0].numel() / MOST_PIXELS) if device.type == "cpu" else 1
+        logits = [
+            self.module(self.preprocessing.to_input(part.to(device))).float() for part in batch.chunk(max(1, num_parts))
+        ]
+        probs: npt.NDArray[np.float32] = torch.cat(logits).softmax(1).cpu().numpy()
+        return probs

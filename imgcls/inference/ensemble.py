@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from imgcls.data.decode import Pixels
+from imgcls.data.decode import DecodeError, Pixels
 from imgcls.errors import UserError
 from imgcls.evaluation.ensemble import combine
 from imgcls.inference.classifier import SPEC, Classifier
@@ -99,6 +99,22 @@ class Ensemble:
             DecodeError: bytes that are not a readable image.
         """
         return self.combined([member.probabilities(images, batch_size=batch_size) for member in self.members])
+
+    def try_probabilities(
+        self, images: Sequence[bytes | Pixels], *, batch_size: int = 64
+    ) -> tuple[Probabilities, list[DecodeError | None]]:
+        """As `probabilities`, but an image that cannot be read spoils its own row only.
+
+        Returns:
+            (N, C) probabilities, NaN in the rows that have none, and for each image why it has none, or None.
+        """
+        each = [member.try_probabilities(images, batch_size=batch_size) for member in self.members]
+        errors = [next((e for e in row if e), None) for row in zip(*(found for _, found in each), strict=True)]
+        good = [row for row, error in enumerate(errors) if error is None]
+        probs = np.full((len(images), len(self.classes)), np.nan, np.float32)
+        if good:
+            probs[good] = self.combined([values[good] for values, _ in each])
+        return probs, errors
 
 
 Model = Classifier | Ensemble

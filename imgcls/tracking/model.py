@@ -1,5 +1,8 @@
 """Logging a saved classifier as MLflow's model of a run: code-based pyfunc, weights without pickle."""
 
+import base64
+import io
+import logging
 import re
 import warnings
 from collections.abc import Iterator
@@ -18,6 +21,8 @@ MODEL_NAME = "model"
 CLASSIFIER = "classifier"
 """The folder below a logged model's `artifacts` that the saved classifier lies in: MLflow keeps the name of the folder
 that was logged."""
+IMAGE_CELLS = "encoded bytes (JPEG, PNG, ...), their base64 text, or (H, W[, 3]) pixels from 0 to 255"
+"""What a cell of the column `image` may be, of which the signature can only say that it is anything."""
 PACKAGE = Path(__file__).resolve().parents[1]
 # What the model's code imports. The package itself travels with the model, so it is not among them.
 REQUIREMENTS = (
@@ -74,20 +79,22 @@ def log_model(client: Any, run_id: str, folder: Path, *, top_k: int) -> None:
 def _save(model: Any, run_id: str, folder: Path, local: Path, *, top_k: int) -> None:
     """Write the model's files: MLmodel, the package's code, the classifier."""
     import mlflow
+    import pandas as pd
     from mlflow.models import Model, ModelSignature
     from mlflow.types import ColSpec, DataType, Schema, TensorSpec
-    from mlflow.types.schema import Array
+    from mlflow.types.schema import AnyType, Array
 
     outputs: list[ColSpec | TensorSpec] = [
-        ColSpec(DataType.string, "label"),
-        ColSpec(DataType.double, "probability"),
+        ColSpec(DataType.string, "label", required=False),
+        ColSpec(DataType.double, "probability", required=False),
         ColSpec(Array(DataType.string), "top_labels"),
         ColSpec(Array(DataType.double), "top_probabilities"),
+        ColSpec(DataType.string, "error", required=False),
     ]
-    signature = ModelSignature(inputs=Schema([ColSpec(DataType.binary, "image")]), outputs=Schema(outputs))
-    with warnings.catch_warnings():
-        # MLflow would like an input example, which would put a user's image into the model.
-        warnings.simplefilter("ignore", UserWarning)
+    # A `binary` column would refuse pixels, and would let one cell that is no base64 spoil the whole request.
+    inputs = Schema([ColSpec(AnyType(), "image")])  # type: ignore[no-untyped-call]
+    signature = ModelSignature(inputs=inputs, outputs=Schema(outputs))
+    with _quiet():
         mlflow.pyfunc.save_model(
             str(local),
             mlflow_model=Model(
@@ -95,14 +102,38 @@ def _save(model: Any, run_id: str, folder: Path, local: Path, *, top_k: int) -> 
                 model_uuid=model.model_id,
                 model_id=model.model_id,
                 run_id=run_id,
-                metadata={"top_k": top_k},
+                metadata={"top_k": top_k, "image": IMAGE_CELLS},
             ),
             python_model=str(PACKAGE / "tracking" / "pyfunc.py"),
             artifacts={CLASSIFIER: str(folder)},
             code_paths=[str(PACKAGE)],
             signature=signature,
+            input_example=pd.DataFrame({"image": [base64.b64encode(_grey_png()).decode()]}),
             pip_requirements=requirements(*families_of(folder)),
         )
+
+
+def _grey_png() -> bytes:
+    """An image for the example of a request that MLflow shows beside a model: one of the user's is not ours to show."""
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.new("RGB", (32, 32), (128, 128, 128)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """MLflow says at every model that it looks at its example, in a way that pandas 3 warns of."""
+    logger = logging.getLogger("mlflow.pyfunc")
+    before = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            yield
+    finally:
+        logger.setLevel(before)
 
 
 def _best_metrics(client: Any, run: Any, model_id: str) -> list[Any]:

@@ -1,5 +1,7 @@
 """The logged model, loaded as a server would: in a process that knows MLflow and torch but not imgcls."""
 
+import base64
+import io
 import json
 import shutil
 from pathlib import Path
@@ -50,10 +52,8 @@ answers = {}
 for kind, value in inputs.items():
     table = model.predict(value)
     answers[kind] = {name: np.stack(table[name]).tolist() for name in table.columns}
-try:
-    model.predict(pd.DataFrame({"image": [encoded[0], encoded[1][:60]]}))
-except Exception as error:
-    answers["corrupt"] = str(error)
+table = model.predict(pd.DataFrame({"image": [encoded[0], encoded[1][:60]]}))
+answers["corrupt"] = table.to_dict("records")
 import imgcls
 answers["code"] = imgcls.__file__
 Path(out).write_text(json.dumps(answers))
@@ -88,14 +88,18 @@ def test_without_imgcls_it_predicts_what_the_run_predicted(
     top = np.argsort(-predictions.probs, axis=1, kind="stable")[:, :3]
     for kind in ("bytes", "text", "array", "column"):
         answer = answers[kind]
-        assert list(answer) == ["label", "probability", "top_labels", "top_probabilities"], kind
+        assert list(answer) == ["label", "probability", "top_labels", "top_probabilities", "error"], kind
+        assert answer["error"] == [None] * len(pixels), kind
         assert answer["label"] == [predictions.classes[k] for k in predictions.predicted], kind
         np.testing.assert_allclose(answer["probability"], predictions.probs.max(1), atol=1e-5)
         np.testing.assert_allclose(
             answer["top_probabilities"], np.take_along_axis(predictions.probs, top, axis=1), atol=1e-5
         )
         assert [row[0] for row in answer["top_labels"]] == answer["label"], kind
-    assert "cannot be decoded" in answers["corrupt"]
+    good, corrupt = answers["corrupt"]
+    assert (good["label"], good["error"]) == (answers["bytes"]["label"][0], None)
+    assert corrupt["label"] is corrupt["probability"] is None
+    assert "cannot be decoded" in corrupt["error"]
 
 
 def test_the_model_holds_no_pickle_and_no_image(model_folder: Path) -> None:
@@ -116,4 +120,8 @@ def test_the_model_says_what_it_needs_and_what_it_takes(model_folder: Path) -> N
     assert not any(line.startswith("imgcls") for line in requirements)
     about = (model_folder / "MLmodel").read_text()
     assert '"name": "image"' in about
-    assert '"type": "binary"' in about
+    assert '"type": "any"' in about
+    assert "base64 text, or (H, W[, 3]) pixels" in " ".join(about.split()), "what the signature cannot say"
+    example = json.loads((model_folder / "serving_input_example.json").read_text())
+    [[image]] = example["dataframe_split"]["data"]
+    assert Image.open(io.BytesIO(base64.b64decode(image))).getcolors() == [(32 * 32, (128,) * 3)], "no user's image"

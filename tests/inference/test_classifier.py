@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from imgcls.data.augment import Preprocessing
 from imgcls.data.decode import DecodeError
 from imgcls.errors import UserError
 from imgcls.inference.classifier import SPEC, WEIGHTS, Classifier
+from imgcls.inference.ensemble import Ensemble
 from imgcls.models.family import FAMILIES, ModelConfig, build
 from imgcls.models.plaincnn import PlainCNNConfig
 
@@ -112,6 +114,58 @@ def test_bytes_that_are_no_image_are_an_error() -> None:
         classifier().probabilities([png(MIXED[0]), b"no image"])
 
 
+def test_an_image_that_cannot_be_read_spoils_its_own_row_only() -> None:
+    model = classifier()
+    images: list[bytes | Pixels] = [
+        png(MIXED[0]),
+        b"no image",
+        MIXED[1],
+        b"",
+        png(MIXED[2])[:99],
+        noise(9, 9, channels=4),
+        MIXED[3],
+    ]
+    for batch_size in (1, 2, 64):
+        probs, errors = model.try_probabilities(images, batch_size=batch_size)
+        assert probs.dtype == np.float32
+        assert [row for row, error in enumerate(errors) if error is not None] == [1, 3, 4, 5]
+        assert all(isinstance(errors[row], DecodeError) for row in (1, 3, 4, 5))
+        assert np.isnan(probs[[1, 3, 4, 5]]).all()
+        assert np.allclose(probs[[0, 2, 6]], model.probabilities([MIXED[0], MIXED[1], MIXED[3]]), atol=1e-6)
+
+
+def test_an_ensemble_leaves_out_the_same_rows_and_combines_the_others() -> None:
+    members = (classifier(), classifier(size=24))
+    model = Ensemble(members, (1.0, 3.0))
+    images: list[bytes | Pixels] = [png(MIXED[0]), b"no image", MIXED[1]]
+    probs, errors = model.try_probabilities(images)
+    assert [error is None for error in errors] == [True, False, True]
+    assert np.isnan(probs[1]).all()
+    assert np.allclose(probs[[0, 2]], model.probabilities([images[0], images[2]]), atol=1e-6)
+    assert model.try_probabilities([b"", b"x"])[0].shape == (2, 3)
+    assert model.try_probabilities([])[0].shape == (0, 3)
+
+
+def test_where_no_image_can_be_read_all_rows_are_errors() -> None:
+    probs, errors = classifier().try_probabilities([b"", b"x"])
+    assert probs.shape == (2, 3)
+    assert np.isnan(probs).all()
+    assert None not in errors
+    assert classifier().try_probabilities([])[0].shape == (0, 3)
+
+
+@pytest.mark.parametrize("threads", [1, 64])
+def test_threads_change_nothing(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = classifier(size=72)
+    images = [png(noise(70 + 7 * k, 150 - 5 * k, k)) for k in range(20)]
+    one_by_one = np.stack([model.preprocessing.load(image) for image in images])
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: set(range(8)))
+    for _ in range(3):
+        found = [pixels for batch in model._decoded(images, 6) for pixels in batch]
+        assert np.array_equal(np.stack([np.asarray(pixels) for pixels in found]), one_by_one)
+
+
 def test_an_array_with_four_channels_is_an_error() -> None:
     with pytest.raises(DecodeError, match=r"shape \(9, 9, 4\); expected \(H, W\)"):
         classifier().probabilities([noise(9, 9, channels=4)])
@@ -202,3 +256,18 @@ def test_loading_draws_nothing_into_the_probabilities() -> None:
     again = classifier().probabilities(MIXED)
     assert np.array_equal(first, again)
     assert not any(math.isnan(value) for value in first.flat)
+
+
+def test_a_cpu_computes_only_so_many_pixels_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = classifier()
+    images = [noise(16, 16, seed) for seed in range(10)]
+    whole = model.probabilities(images)
+    sizes: list[int] = []
+    model.module.register_forward_pre_hook(lambda _module, given: sizes.append(len(given[0])))
+    monkeypatch.setattr("imgcls.inference.classifier.MOST_PIXELS", 4 * 16 * 16)
+    assert np.allclose(model.probabilities(images), whole, atol=1e-6)
+    assert sizes == [4, 4, 2]
+    sizes.clear()
+    monkeypatch.setattr("imgcls.inference.classifier.MOST_PIXELS", 1)
+    assert np.allclose(model.probabilities(images[:2]), whole[:2], atol=1e-6)
+    assert sizes == [1, 1]

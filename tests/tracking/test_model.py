@@ -2,6 +2,8 @@
 
 import base64
 import io
+import json
+import re
 import subprocess
 import sys
 from contextlib import suppress
@@ -20,12 +22,13 @@ from imgcls.inference.classifier import Classifier
 from imgcls.models.family import build
 from imgcls.models.plaincnn import PlainCNNConfig
 from imgcls.tracking.model import MODEL_NAME, REQUIREMENTS, log_model, requirements
-from imgcls.tracking.store import Store
+from imgcls.tracking.store import Store, connect
 
 # MLflow's own models of its tables, read when its SQL store is first opened.
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning")
 
 CLASSES = ("ant", "bee", "cat")
+COLUMNS = ["label", "probability", "top_labels", "top_probabilities", "error"]
 
 
 @pytest.fixture(scope="module")
@@ -149,7 +152,9 @@ def test_bytes_text_and_pixels_give_the_same_table(python_model: Any, classifier
     ]
     for cells in kinds:
         table = python_model.predict(None, pd.DataFrame({"image": pd.Series(cells, dtype=object)}))
-        assert list(table.columns) == ["label", "probability", "top_labels", "top_probabilities"]
+        assert list(table.columns) == COLUMNS
+        assert table["error"].tolist() == [None] * 4
+        assert table["probability"].dtype == float
         assert table["label"].tolist() == [CLASSES[k] for k in probs.argmax(1)]
         np.testing.assert_allclose(table["probability"], probs.max(1), atol=1e-6)
         np.testing.assert_allclose(np.stack(table["top_probabilities"]), -np.sort(-probs, axis=1)[:, :2], atol=1e-6)
@@ -168,21 +173,105 @@ def test_no_images_give_no_rows(python_model: Any) -> None:
     assert len(python_model.predict(None, pd.DataFrame({"image": pd.Series([], dtype=object)}))) == 0
 
 
+def test_what_is_no_image_is_an_error_of_its_row(python_model: Any, classifier: Classifier) -> None:
+    images = pictures()
+    cells = [images[0], b"no image", png(images[1]), "not base64!", None]
+    table = python_model.predict(None, pd.DataFrame({"image": pd.Series(cells, dtype=object)}))
+    labels = [CLASSES[k] for k in classifier.probabilities(images[:2]).argmax(1)]
+    assert table["label"].tolist() == [labels[0], None, labels[1], None, None]
+    assert [value is None for value in table["probability"]] == [False, True, False, True, True]
+    assert [bool(error) for error in table["error"]] == [False, True, False, True, True]
+    assert [len(row) for row in table["top_labels"]] == [2, 0, 2, 0, 0]
+
+
+@pytest.fixture(scope="module")
+def loaded(folder: Path, saved: Path) -> Any:
+    """The logged model as MLflow's server loads it."""
+    import mlflow
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/runs.db")
+        patch.chdir(folder)
+        store = connect()
+        run_id = new_run(store, "served")
+        log_model(store.client, run_id, saved, top_k=2)
+        [model] = models(store, run_id)
+        return mlflow.pyfunc.load_model(model.artifact_location)
+
+
+def ask(model: Any, request: Any) -> tuple[int, Any]:
+    """What MLflow's scoring server answers, which must be strict JSON."""
+    from mlflow.exceptions import MlflowException
+    from mlflow.pyfunc.scoring_server import invocations
+
+    def no_json(name: str) -> None:
+        raise AssertionError(f"{name} is no JSON")
+
+    try:
+        schema = model.metadata.get_input_schema()
+        answer = invocations(json.dumps(request), "application/json", model, schema)  # type: ignore[no-untyped-call]
+    except MlflowException as error:
+        return error.get_http_status_code(), error.message  # type: ignore[no-untyped-call]
+    return answer.status, json.loads(answer.response, parse_constant=no_json)
+
+
+FORMS: dict[str, Any] = {
+    "split": lambda cells: {"dataframe_split": {"columns": ["image"], "data": [[cell] for cell in cells]}},
+    "records": lambda cells: {"dataframe_records": [{"image": cell} for cell in cells]},
+    "inputs by column": lambda cells: {"inputs": {"image": cells}},
+    "inputs of objects": lambda cells: {"inputs": [{"image": cell} for cell in cells]},
+    "inputs": lambda cells: {"inputs": cells},
+    "instances of objects": lambda cells: {"instances": [{"image": cell} for cell in cells]},
+    "instances": lambda cells: {"instances": cells},
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_mlflow_s_server_answers_text_in_all_its_forms_and_spares_the_rows_beside_a_corrupt_one(
+    loaded: Any, classifier: Classifier, form: str
+) -> None:
+    images = pictures(2)
+    first, last = (base64.b64encode(png(image)).decode() for image in images)
+    status, answer = ask(loaded, FORMS[form]([first, base64.b64encode(b"no image").decode(), "no base64!", last]))
+    assert status == 200
+    rows = answer["predictions"]
+    labels = [CLASSES[k] for k in classifier.probabilities(images).argmax(1)]
+    assert [list(row) for row in rows] == [COLUMNS] * 4
+    assert [row["label"] for row in rows] == [labels[0], None, None, labels[1]]
+    assert [row["probability"] is None for row in rows] == [False, True, True, False]
+    assert [bool(row["error"]) for row in rows] == [False, True, True, False]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_mlflow_s_server_answers_pixels_in_all_its_forms(loaded: Any, classifier: Classifier, form: str) -> None:
+    images = pictures(3)
+    status, answer = ask(loaded, FORMS[form]([image.tolist() for image in images]))
+    assert status == 200
+    probs = classifier.probabilities(images)
+    np.testing.assert_allclose([row["probability"] for row in answer["predictions"]], probs.max(1), atol=1e-6)
+
+
+def test_one_text_of_one_image_is_one_row_in_all_forms(loaded: Any) -> None:
+    one = base64.b64encode(png(pictures(1)[0])).decode()
+    for request in (*(form([one]) for form in FORMS.values()), {"inputs": {"image": one}}):
+        status, answer = ask(loaded, request)
+        assert (status, len(answer["predictions"])) == (200, 1), request
+
+
 @pytest.mark.parametrize(
-    ("cell", "message"),
+    ("request_body", "message"),
     [
-        ("not base64!", "an image given as text must be base64"),
-        (np.zeros((4, 4, 4), np.uint8), r"the shape \(H, W\), \(H, W, 1\) or \(H, W, 3\), found \(4, 4, 4\)"),
-        (np.zeros(4, np.uint8), r"found \(4,\)"),
-        (np.full((4, 4), 0.5), "pixels must be integers from 0 to 255, found float64"),
-        (np.full((4, 4), 256), "pixels must be integers from 0 to 255, found int64"),
-        (b"no image", "cannot be decoded|not a"),
-        (b"", "empty"),
+        ({"dataframe_split": {"columns": ["photo"], "data": [["a"]]}}, r"missing inputs \['image'\]"),
+        ({"dataframe_records": []}, r"missing inputs \['image'\]"),
+        ({"inputs": 3}, "missing inputs"),
+        ({"photos": ["a"]}, "exactly one of the input fields"),
+        ([1], "Received a list"),
     ],
 )
-def test_what_is_no_image_is_an_error_that_says_so(python_model: Any, cell: Any, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        python_model.predict(None, pd.DataFrame({"image": pd.Series([cell], dtype=object)}))
+def test_mlflow_s_server_refuses_what_it_cannot_read(loaded: Any, request_body: Any, message: str) -> None:
+    status, answer = ask(loaded, request_body)
+    assert status == 400
+    assert re.search(message, answer)
 
 
 def test_the_requirements_name_every_package_that_the_code_in_the_model_imports() -> None:
