@@ -1,7 +1,6 @@
 """A trained network with its preprocessing and class names: what is saved, served and predicted with."""
 
 import json
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,9 +19,6 @@ from imgcls.inference.decoding import Loaded, decoded
 from imgcls.models.family import FAMILIES, ModelConfig, StagedModel, build
 
 WEIGHTS, SPEC = "model.safetensors", "model.json"
-MOST_PIXELS = 2**20
-"""Of all images that a CPU computes at once: 20 images at 224 px. What a network makes of more is so large that the
-system gives it new memory each time (MobileNetV2, 64 images at 224 px: 30 a second at once, 50 in four parts)."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +93,7 @@ class Classifier:
                 if isinstance(loaded, DecodeError):
                     raise loaded
                 pixels.append(loaded)
-            parts.append(self._probabilities(pixels))
+            parts.append(self.of_pixels(np.stack(pixels)))
         return np.concatenate(parts)
 
     def try_probabilities(
@@ -114,7 +110,7 @@ class Classifier:
             good = {len(errors) + k: one for k, one in enumerate(batch) if not isinstance(one, DecodeError)}
             errors += [one if isinstance(one, DecodeError) else None for one in batch]
             if good:
-                probs[list(good)] = self._probabilities(list(good.values()))
+                probs[list(good)] = self.of_pixels(np.stack(list(good.values())))
         return probs, errors
 
     def _decoded(self, images: Sequence[bytes | Pixels], batch_size: int) -> Iterator[list[Loaded]]:
@@ -123,13 +119,9 @@ class Classifier:
         return decoded(images, self.preprocessing.load, batch_size=batch_size, busy_cores=busy)
 
     @torch.no_grad()
-    def _probabilities(self, pixels: list[Pixels]) -> npt.NDArray[np.float32]:
-        """(B, C) of B images of the network's size."""
-        device = next(self.module.parameters()).device
-        batch = torch.from_numpy(np.stack(pixels))
-        num_parts = math.ceil(batch[..., 0].numel() / MOST_PIXELS) if device.type == "cpu" else 1
-        logits = [
-            self.module(self.preprocessing.to_input(part.to(device))).float() for part in batch.chunk(max(1, num_parts))
-        ]
+    def of_pixels(self, pixels: Pixels) -> npt.NDArray[np.float32]:
+        """(B, num_classes) probabilities of (B, S, S, C) uint8 images of the network's size."""
+        batch = torch.from_numpy(pixels).to(next(self.module.parameters()).device)
+        logits = [self.module(self.preprocessing.to_input(part)).float() for part in self.preprocessing.parts(batch)]
         probs: npt.NDArray[np.float32] = torch.cat(logits).softmax(1).cpu().numpy()
         return probs

@@ -29,8 +29,10 @@ def predict(
     with torch.backends.cudnn.flags(allow_tf32=False):
         for batch in loader.epoch(0):
             images = batch.images.to(device, non_blocking=True)
-            logits = model(images.float() if batch.is_features else preprocessing.to_input(images))
-            probs.append(logits.float().softmax(1).cpu().numpy())
+            parts = (images,) if batch.is_features else preprocessing.parts(images)
+            for part in parts:
+                logits = model(part.float() if batch.is_features else preprocessing.to_input(part))
+                probs.append(logits.float().softmax(1).cpu().numpy())
     return Predictions(
         ids=manifest.ids,
         probs=np.concatenate(probs).astype(np.float32),

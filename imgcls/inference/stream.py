@@ -129,17 +129,15 @@ def _batch(model: Model, loaded: list[_Loaded], views: Views, device: str) -> It
         yield Seen(item.name, None if item.error else next(found), item.error)
 
 
-@torch.no_grad()
 def _member(member: Classifier, images: list[Pixels], views: Views, device: str) -> Probabilities:
     """(N, C) probabilities of N times (V, S, S, C) views."""
-    pixels = torch.from_numpy(np.concatenate(images)).to(device)
     # A GPU's TF32 convolutions would differ from the served model's by far more than rounding.
     exact = torch.backends.cudnn.flags(allow_tf32=False) if device == "cuda" else nullcontext()
-    parts = []
+    pixels = np.concatenate(images)
     with exact:
-        for some in torch.split(pixels, MOST_BATCH):
-            parts.append(member.module(member.preprocessing.to_input(some)).float().softmax(1).cpu().numpy())
-    probs: Probabilities = np.concatenate(parts)
+        probs = np.concatenate(
+            [member.of_pixels(pixels[k : k + MOST_BATCH]) for k in range(0, len(pixels), MOST_BATCH)]
+        )
     if views.num == 1:
         return probs
     by_view = probs.reshape(len(images), views.num, -1)

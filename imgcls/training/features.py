@@ -140,8 +140,8 @@ class Features:
         preprocessing: from images to the network's input.
         plan: where and how to compute.
         budget: bytes that all outputs in the cache folder together may take; those used least recently make room.
-        fuses: batch norms of the frozen stages are multiplied into their convolutions: the outputs are rounded in other
-            ways than the model's own, and computed sooner.
+        fuses: batch norms of the frozen stages are multiplied into their convolutions and batches computed in parts:
+            the outputs are rounded in other ways than the model's own, and come sooner.
         progress: called with (what, images done, images in all).
         say: takes a line for the user.
         num_computed: views that were not there yet.
@@ -263,9 +263,14 @@ class Features:
     def _outputs(self, batch: Batch) -> torch.Tensor:
         """What the frozen stages give of a batch, on the CPU."""
         images = batch.images.to(self.plan.device, non_blocking=True)
+        # In parts the sums may be rounded in other ways.
+        parts = self.preprocessing.parts(images) if self.fuses else (images,)
         with self.plan.autocast():
-            outputs = self.model.frozen_outputs(self.plan.arrange(self.preprocessing.to_input(images)), self._stages)
-        return outputs.cpu()
+            outputs = [
+                self.model.frozen_outputs(self.plan.arrange(self.preprocessing.to_input(part)), self._stages)
+                for part in parts
+            ]
+        return torch.cat(outputs).cpu() if len(outputs) > 1 else outputs[0].cpu()
 
     def _make_room(self, needed: int, key: str) -> None:
         """Evict views used least recently until one more of this size fits."""

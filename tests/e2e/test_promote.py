@@ -2,14 +2,19 @@
 
 import json
 import re
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
+from sklearn.datasets import load_digits
 
 from tests.e2e.conftest import CHECKOUT, Server, Spawn, imgcls, open_runs
+from tests.e2e.test_serve import ask, png
 from tests.postgres import postgres_server
 
 pytestmark = pytest.mark.slow
@@ -26,7 +31,10 @@ MODELS = {
 def registry(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Server]:
     """A server that is started."""
     with ExitStack() as stack:
-        backend = stack.enter_context(postgres_server("mlflow")) if request.param == "postgres" else None
+        backend = None
+        if request.param == "postgres":  # the driver that the extra installs; SQLAlchemy 2.1 would take another one
+            address = stack.enter_context(postgres_server("mlflow"))
+            backend = address.replace("postgresql://", "postgresql+psycopg2://")
         folder = tmp_path / "server"
         folder.mkdir()
         one = Server(folder, backend)
@@ -69,6 +77,8 @@ def test_models_are_promoted_replaced_refused_and_taken_back(registry: Server, s
         runs.artifacts(run)
     )
 
+    _use_the_champion(spawn, tmp_path, here)
+
     third = spawn(*imgcls("promote", "--run", ids["worse"], "--name", "animals"), **here)
     assert third.wait() == 4, third.err
     assert re.search(r"^refused: accuracy -0\.\d+ against the champion .*tagged as rejected", third.out, re.MULTILINE)
@@ -87,3 +97,27 @@ def test_models_are_promoted_replaced_refused_and_taken_back(registry: Server, s
         ("promotion", "1", None), ("promotion", "2", "1"), ("rollback", "1", "2"),
     ]  # fmt: skip
     assert runs.client.search_runs([run.info.experiment_id], "attributes.status = 'RUNNING'") == []
+
+
+def _use_the_champion(spawn: Spawn, tmp_path: Path, here: dict[str, str]) -> None:
+    """It is evaluated, predicted with and served by its alias."""
+    evaluated = spawn(*imgcls("evaluate", "--model", "models:/animals@champion", "--json"), **here)
+    assert evaluated.wait() == 0, evaluated.err
+    assert json.loads(evaluated.out)["figures"]["acc"]["value"] > 0.5
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    scans = np.round(load_digits().images[:5] * (255 / 16)).astype(np.uint8)
+    for number, pixels in enumerate(scans):
+        (photos / f"{number}.png").write_bytes(png(pixels))
+    words = (str(photos), "--model", "models:/animals@champion", "--output", str(tmp_path / "labels.csv"))
+    predicted = spawn(*imgcls("predict", *words), **here)
+    assert predicted.wait() == 0, predicted.err
+    table = pd.read_csv(tmp_path / "labels.csv", dtype={"label": str})
+    assert table["id"].tolist() == [f"{number}.png" for number in range(5)]
+    server = spawn(*imgcls("serve", "models:/animals@champion", "--port", "0", "--threads", "1"), **here)
+    port = int(server.wait_for(r"serving at http://127\.0\.0\.1:(\d+)\n")[1])
+    answers = [ask(port, "/predict", png(pixels), "image/png")[1] for pixels in scans]
+    assert [answer["label"] for answer in answers] == table["label"].tolist()
+    assert np.allclose([answer["probability"] for answer in answers], table["probability"], atol=1e-4)
+    server.process.send_signal(signal.SIGTERM)
+    assert server.wait() == 128 + signal.SIGTERM
