@@ -3,7 +3,8 @@
     python benchmarks/sweep.py --data FOLDER --weights mobilenet_v2.pth [--trials 30] [--epochs 8] [--full]
 
 ours      `imgcls tune` over learning rate, batch size and freeze depth (the last stage and the head trained, or the
-          head alone), mobilenet_v2 at 224 px, one worker, features of frozen stages kept in two views.
+          head alone), mobilenet_v2 at 224 px, one worker, features of frozen stages kept in two views. The first trial
+          has imgcls's own learning rate, for who runs a sweep does not know the best one.
 baseline  the same trials one after another in one process, as the examples do it: torchvision's ImageFolder, DataLoader
           and network in torch's defaults (fp32, NCHW, eager), frozen parameters with `requires_grad = False`, a run of
           MLflow a trial with its metrics.
@@ -46,7 +47,6 @@ def ours(given: argparse.Namespace) -> tuple[pd.DataFrame, float]:
             "model.freeze_depth": "all",
             "augment.image_size": 224,
             "augment.preset": "light",
-            "optim.lr": 3e-3,
             "train.batch_size": 32,
             "train.epochs": given.epochs,
             "train.patience": None,

@@ -4,6 +4,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from imgcls.jobs.evaluate import EvaluateResult as EvaluateResult
+    from imgcls.jobs.evaluate import evaluate as evaluate
     from imgcls.jobs.refit import RefitResult as RefitResult
     from imgcls.jobs.refit import refit as refit
     from imgcls.jobs.train import TrainResult as TrainResult
@@ -12,10 +14,14 @@ if TYPE_CHECKING:
     from imgcls.jobs.tune import tune as tune
 
 __version__ = "0.1.0"
-__all__ = ["RefitResult", "TrainResult", "TuneResult", "__version__", "refit", "train", "tune"]
+__all__ = [
+    "EvaluateResult", "RefitResult", "TrainResult", "TuneResult", "__version__", "evaluate", "refit", "train", "tune",
+]  # fmt: skip
 
 # Torch and MLflow take seconds to import, so the public names are loaded when they are first used.
 _LAZY = {
+    "EvaluateResult": "imgcls.jobs.evaluate",
+    "evaluate": "imgcls.jobs.evaluate",
     "RefitResult": "imgcls.jobs.refit",
     "TrainResult": "imgcls.jobs.train",
     "TuneResult": "imgcls.jobs.tune",

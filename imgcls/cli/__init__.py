@@ -8,7 +8,18 @@ from typing import Any, NoReturn
 
 import click
 
-from imgcls.cli import data, lists, registry, store, sweeps, training  # noqa: F401  (each hangs its commands on the group)
+# Each hangs its commands on the group.
+from imgcls.cli import (  # noqa: F401
+    data,
+    evaluating,
+    explaining,
+    lists,
+    predicting,
+    registry,
+    store,
+    sweeps,
+    training,
+)
 from imgcls.cli.root import cli
 from imgcls.cli.words import parse_words
 from imgcls.errors import UserError

@@ -100,8 +100,8 @@ def write_submission(predictions: Predictions, sample: Sample | Path, path: Path
         UserError: the sample cannot be read, an id is missing or too much, or columns and classes do not agree.
     """
     read = read_sample(sample) if isinstance(sample, Path) else sample
-    columns = _columns(read, predictions.classes)
-    rows = _rows(read, predictions)
+    columns = columns_of(read, predictions.classes)
+    rows = rows_of(read, predictions.ids)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.part")
     try:
@@ -120,8 +120,12 @@ def write_submission(predictions: Predictions, sample: Sample | Path, path: Path
         part.unlink(missing_ok=True)
 
 
-def _columns(sample: Sample, classes: tuple[str, ...]) -> list[int] | None:
-    """The class of each column after the first; None where the only one is for the label."""
+def columns_of(sample: Sample, classes: tuple[str, ...]) -> list[int] | None:
+    """The class of each column after the first; None where the only one is for the label.
+
+    Raises:
+        UserError: columns and classes do not agree.
+    """
     named = sample.header[1:]
     place = {name: k for k, name in enumerate(classes)}
     if len(named) == 1:
@@ -143,12 +147,16 @@ def _columns(sample: Sample, classes: tuple[str, ...]) -> list[int] | None:
     return [place[name] for name in named]
 
 
-def _rows(sample: Sample, predictions: Predictions) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-    """The prediction of each of the sample's ids."""
+def rows_of(sample: Sample, ids: Sequence[str]) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    """The image of each of the sample's ids, as a row of `ids`.
+
+    Raises:
+        UserError: an id is missing or too much, under each of the spellings that `write_submission` names.
+    """
     wanted = set(sample.ids)
     best: tuple[int, str, list[str]] | None = None
     for spelling, spelled in _SPELLINGS:
-        names = [spelled(name) for name in predictions.ids]
+        names = [spelled(name) for name in ids]
         found = set(names)
         if found == wanted and len(names) == len(wanted):
             place = {name: row for row, name in enumerate(names)}

@@ -26,7 +26,10 @@ class Ensemble:
     Attributes:
         members: the classifiers, one or more, of the same classes in the same order.
         weights: one a member, 0 or more, of any sum above 0.
-        combine: `mean`, weighted, or the class that most weight is for (`vote`).
+        combine: `mean`, weighted, or the class that most of them name (`vote`), of which each counts the same.
+
+    Raises:
+        UserError: the classifiers have other classes than each other, or the weights do not fit them or a vote.
     """
 
     members: tuple[Classifier, ...]
@@ -44,6 +47,7 @@ class Ensemble:
                     f"model {number} has {what} than the first. Models are put together only when trained on the same "
                     "classes in the same order."
                 )
+        combine([np.ones((1, 1), np.float32)] * len(self.members), self.weights, how=self.combine)  # may refuse weights
 
     @property
     def classes(self) -> tuple[str, ...]:

@@ -5,19 +5,19 @@ import torch
 from torch import nn
 
 from imgcls.data.augment import Preprocessing
-from imgcls.data.loading import Loader
+from imgcls.data.loading import Batches
 from imgcls.tables import Manifest, Predictions
 
 
 @torch.no_grad()
 def predict(
-    model: nn.Module, loader: Loader, manifest: Manifest, *, preprocessing: Preprocessing, device: str, split: str
+    model: nn.Module, loader: Batches, manifest: Manifest, *, preprocessing: Preprocessing, device: str, split: str
 ) -> Predictions:
     """The model's probabilities, computed in fp32 as a served model computes them.
 
     Args:
         model: logits (B, C) from inputs (B, channels, S, S); put into evaluation mode.
-        loader: the manifest's images in its order.
+        loader: the manifest's images in its order, or what frozen stages gave of them.
         manifest: ids, labels and classes of those images.
         preprocessing: from uint8 batches to inputs.
         device: where the model is.
@@ -28,7 +28,8 @@ def predict(
     # A GPU's TF32 convolutions would differ from the served model's by far more than rounding.
     with torch.backends.cudnn.flags(allow_tf32=False):
         for batch in loader.epoch(0):
-            logits = model(preprocessing.to_input(batch.images.to(device, non_blocking=True)))
+            images = batch.images.to(device, non_blocking=True)
+            logits = model(images.float() if batch.is_features else preprocessing.to_input(images))
             probs.append(logits.float().softmax(1).cpu().numpy())
     return Predictions(
         ids=manifest.ids,

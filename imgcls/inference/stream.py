@@ -3,7 +3,7 @@
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -69,7 +69,7 @@ def stream(
     device: str = "cpu",
     batch_size: int = MOST_BATCH,
     num_threads: int | None = None,
-) -> Iterator[Seen]:
+) -> Generator[Seen]:
     """What the model says of each image, in their order; computed in fp32, as a served model computes it.
 
     While one batch is computed, the next ones are read and decoded by threads. At most three batches are in memory.
@@ -99,7 +99,8 @@ def stream(
             image = item.read()
             return _Loaded(item.name, [maker(image, item.name) for maker in makers.each], "")
         except (UserError, OSError) as error:
-            return _Loaded(item.name, [], str(error))
+            why = getattr(error, "strerror", None) or str(error) or type(error).__name__
+            return _Loaded(item.name, [], why)
 
     waiting: deque[list[Future[_Loaded]]] = deque()
     source = iter(items)

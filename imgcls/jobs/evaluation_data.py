@@ -94,8 +94,8 @@ def find_subject(
     elif not is_named:
         raise UserError(
             f"the images in {recipe.data.origin} are not those that the model {first.address} was made from: found "
-            f"the digest {manifest.digest}, expected {first.digest}. Put back what was changed, or name other images to "
-            "evaluate it on (--data.root FOLDER)."
+            f"the digest {manifest.digest}, expected {first.digest}. Put back what was changed, or name other images "
+            "to evaluate it on (--data.root FOLDER)."
         )
     chosen = part or ("test" if is_own or manifest.counts()["test"] else "all")
     _check_part(manifest, chosen, recipe, is_own=is_own)
@@ -109,8 +109,8 @@ def _recipe(first: Opened, texts: Mapping[str, str], overrides: Mapping[str, obj
     for name in given:
         if not name.startswith(FREE):
             raise UserError(
-                f"{name} cannot be given beside a model, whose recipe is its own. Only fields of data and evaluate, "
-                "and train.device, can."
+                f"{name} cannot be given beside a model, whose recipe is its own. Only fields of data and "
+                "evaluate, and train.device, can."
             )
     is_named = any(name in ("data.root", "data.table", "data.parquet", "data.source") for name in given)
     if first.run_id is None:
@@ -215,7 +215,11 @@ def predict_images(
 
 
 def read_image(manifest: Manifest, row: int) -> bytes | Pixels:
-    """An image's encoded bytes, or the (H, W[, 3]) uint8 pixels that its source holds itself."""
+    """An image of a manifest as it is: encoded bytes, or (H, W[, C]) uint8 pixels.
+
+    Raises:
+        UserError: its file cannot be read.
+    """
     if manifest.images is None:
         return read_encoded(manifest, row)
     pixels: Pixels = manifest.images[int(manifest.frame["row"].to_numpy()[row])]

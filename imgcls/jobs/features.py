@@ -43,20 +43,21 @@ def open_features(prepared: Prepared, console: Console) -> Source:
         return Source(prepared.train, prepared.val)
     recipe, model = prepared.recipe, prepared.model
     prepared.plan.place(model)
+    until = min(recipe.train.unfreeze, default=recipe.train.epochs + 1) - 1
+    # As many views as epochs give the figures of a training without them, to the bit. Fewer are other variations
+    # anyway: they are computed as fast as can be, and in batches of one size, so that trials of all sizes share them.
+    is_exact = not recipe.augment.is_varied or prepared.num_views >= until
     features = Features(
         model,
         recipe.model.model_dump(mode="json", exclude=_NOT_OF_STAGES),
         prepared.preprocessing,
         prepared.plan,
         budget=int(recipe.data.store_budget * 2**30),
+        fuses=not is_exact,
         progress=console.count,
         say=console.say,
     )
     numbers = range(1, prepared.num_views + 1) if recipe.augment.is_varied else (0,)
-    until = min(recipe.train.unfreeze, default=recipe.train.epochs + 1) - 1
-    # As many views as epochs give the figures of a training without them, which depend on the batches' size. Fewer are
-    # other variations anyway, and then one size lets trials of all sizes share them.
-    is_exact = not recipe.augment.is_varied or prepared.num_views >= until
     subject = _subject(prepared, "train", prepared.train, is_exact=is_exact)
     try:
         views = [features.view(subject, number) for number in numbers]

@@ -14,7 +14,9 @@ from imgcls.inference.views import Combine, Kind, Views
 from imgcls.jobs.console import Console
 from imgcls.recipe import Recipe, resolve
 from imgcls.tracking.model import CLASSIFIER, download_classifier, run_of_model
-from imgcls.tracking.store import artifact
+from imgcls.tracking.read import read_run
+from imgcls.tracking.registry import read_alias
+from imgcls.tracking.store import artifact, connect
 
 _PICKLES = {".pt", ".pth", ".pkl", ".pickle", ".bin", ".ckpt", ".joblib"}
 
@@ -58,9 +60,6 @@ class Opened:
         """The digest of the data set that its run read; None where that is not known."""
         if self.run_id is None:
             return None
-        from imgcls.tracking.read import read_run
-        from imgcls.tracking.store import connect
-
         return read_run(connect(), self.run_id).tags.get("imgcls.data_digest")
 
 
@@ -76,6 +75,10 @@ def open_model(source: str, console: Console) -> Opened:
         UserError: there is no such model, or it is not one of imgcls.
     """
     if re.fullmatch(r"[0-9a-f]{32}", source) or source.startswith(("runs:", "models:")):
+        if found_alias := re.fullmatch(r"models:/+([^/@]+)@([^/@]+)", source):
+            source = read_alias(
+                connect(), *found_alias.groups()
+            ).uri  # its errors say which names and aliases there are
         with download_classifier(source) as found:
             opened = Opened(load_model(found.folder), found.pinned, found.model_id, run_of_model(found.model_id))
     else:
@@ -122,4 +125,9 @@ def open_views(num: int, kind: Kind, combine: Combine, models: Sequence[Opened])
 
 
 def _augment(opened: Opened) -> AugmentConfig:
+    if opened.run_id is None:
+        raise UserError(
+            f"the model {opened.address} is a folder, which does not say how its training varied the images. Give the "
+            "model by its run or its name in the registry, or take views of the kind crops or flips."
+        )
     return opened.recipe.augment

@@ -172,11 +172,13 @@ def run_refit(
             counting = _Counting(run, prepared, console)
             networks, runs = [_refit(run, prepared, task, console, signals, counting)], [run]
             test = networks[0].reading.figures
+            run.describe(_headline(test, networks))
     else:
         with within_run(run, console, signals, shows=SHOWS):
             counting = _Counting(run, prepared, console)
             networks, runs = _refit_each(run, prepared, task, console, signals, counting)
             test = _log_seeds(run, networks)
+            run.describe(_headline(test, networks))
     report_end(run, console, _headline(test, networks), shows=SHOWS)
     return RefitResult(
         run_id=run.run_id,

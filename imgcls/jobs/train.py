@@ -285,6 +285,8 @@ def _tracked(
         figures = {f"best/val_{name}": best[f"val/{name}"] for name in ("acc", "f1", "loss")}
         run.log_metrics({"best/epoch": best["epoch"], **figures})
         predictions, classifier = train_log.conclude(run, prepared, history, console)
+        headline = f"best epoch {best['epoch']:.0f}: val acc {best['val/acc']:.4f}, f1 {best['val/f1']:.4f}"
+        run.describe(f"{headline}. Next: `imgcls evaluate --model {run.run_id}`")
     result = TrainResult(
         run_id=run.run_id,
         experiment_id=run.experiment_id,
@@ -296,12 +298,7 @@ def _tracked(
         recipe=prepared.recipe,
         unsent=run.unsent,
     )
-    report_end(
-        run,
-        console,
-        f"best epoch {best['epoch']:.0f}: val acc {best['val/acc']:.4f}, f1 {best['val/f1']:.4f}",
-        shows=SHOWS,
-    )
+    report_end(run, console, headline, shows=SHOWS)
     return result
 
 

@@ -6,6 +6,7 @@ from dataclasses import asdict
 import numpy as np
 import pandas as pd
 
+from imgcls.data.loading import Batches
 from imgcls.evaluation import plots
 from imgcls.evaluation.metrics import confusion_matrix, per_class_table, summary
 from imgcls.inference.classifier import Classifier
@@ -106,14 +107,22 @@ def conclude(run: TrackedRun, prepared: Prepared, history: History, console: Con
     return predictions, log_classifier(run, prepared, console)
 
 
-def log_best(run: TrackedRun, prepared: Prepared, history: History) -> Predictions:
-    """Put the best weights into the model, and log what it says of the validation images, with tables and figures."""
+def log_best(run: TrackedRun, prepared: Prepared, history: History, *, val: Batches | None = None) -> Predictions:
+    """Put the best weights into the model, and log what it says of the validation images, with tables and figures.
+
+    Args:
+        run: where.
+        prepared: of what.
+        history: the training's rows.
+        val: what frozen stages gave of the validation images, where that is to be looked at in place of them.
+    """
     recipe, manifest = prepared.recipe, prepared.manifest
-    assert prepared.whole_val is not None
+    val = val or prepared.whole_val
+    assert val is not None
     load_best(run, prepared)
     predictions = predict(
         prepared.model,
-        prepared.whole_val,
+        val,
         manifest.part("val"),
         preprocessing=prepared.preprocessing,
         device=prepared.plan.device,

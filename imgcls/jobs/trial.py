@@ -7,7 +7,7 @@ from pathlib import Path
 
 from imgcls.jobs import train_log
 from imgcls.jobs.console import Console
-from imgcls.jobs.features import open_features
+from imgcls.jobs.features import Source, open_features
 from imgcls.jobs.prepare import Prepared, prepare
 from imgcls.jobs.reading import Shelf
 from imgcls.jobs.record import common_tags, within_run
@@ -54,7 +54,9 @@ def run_trial(
     """Train by a recipe in a run nested in another.
 
     The run has the params, metrics, curves, predictions and tables of `imgcls train`, but neither a model nor
-    checkpoints nor the figures that are the same for all trials: the model comes from `imgcls refit`.
+    checkpoints nor the figures that are the same for all trials: the model comes from `imgcls refit`. Where outputs of
+    frozen stages are kept, its predictions are made of those, in the precision that they were computed in: of the
+    images they would take longer than the trial.
 
     Args:
         resolved: the recipe, with the trial's values and an execution plan in it.
@@ -87,22 +89,25 @@ def run_trial(
         ends_as=lambda: ("KILLED", "pruned") if pruned else ("FINISHED", None),
     ):
         train_log.describe(run, prepared, whole=False)
-        history, train_s = _train(run, prepared, signals, prunes, pruned)
+        history, source, train_s = _train(run, prepared, signals, prunes, pruned)
         best = history.rows[-1] if pruned else best_row(history, prepared.recipe.train.monitor)
         run.log_metrics({f"best/{key.replace('/', '_')}": best[key] for key in ("val/acc", "val/f1", "val/loss")})
         run.log_metrics({"best/epoch": best["epoch"], "speed/train_s": train_s})
         if pruned:
             run.log_text(history.to_json(), "history.json")
         else:
-            train_log.log_best(run, prepared, history)
+            train_log.log_best(run, prepared, history, val=source.val)
         run.set_tags({STATE_TAG: "pruned" if pruned else "complete"})
     return Trial(run.run_id, best, bool(pruned), train_s)
 
 
 def _train(
     run: TrackedRun, prepared: Prepared, signals: Signals, prunes: Callable[[Row], bool], pruned: list[int]
-) -> tuple[History, float]:
-    """The rows, and the seconds that they took; the epoch after which the trial was pruned is put into `pruned`."""
+) -> tuple[History, Source, float]:
+    """The rows, where their batches came from, and the seconds that they took.
+
+    The epoch after which the trial was pruned is put into `pruned`.
+    """
     history, began = History([]), time.monotonic()
     with signals.deferred(), prepared.plan.threaded():
         source = open_features(prepared, Console(quiet=True))
@@ -116,4 +121,4 @@ def _train(
                 pruned.append(int(row["epoch"]))
                 break
     signals.raise_if_requested()
-    return history, time.monotonic() - began
+    return history, source, time.monotonic() - began

@@ -11,7 +11,8 @@ from imgcls.tracking import ui
 def run(port: int, *, open_browser: bool) -> None:
     """Serve the tracking store until Ctrl-C, or where it is a server already, only say where to look."""
     with Signals(ends_process=True), ui.server(port) as (base, process):
-        link = ui.runs_link(base, ui.experiment_id(base))
+        experiment = ui.experiment_id(base)
+        link = ui.runs_link(base, experiment, view=ui.save_view(base, experiment))
         print(link, flush=True)
         if open_browser and _has_desktop():
             webbrowser.open(link)

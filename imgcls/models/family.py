@@ -1,7 +1,7 @@
 """The contract of a model family: a config class and a builder of a network with ordered stages and a head."""
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -147,11 +147,16 @@ class StagedModel(nn.Module):
         return outputs if self._to_map is None else self._to_map(outputs)
 
     @torch.no_grad()
-    def frozen_outputs(self, images: torch.Tensor) -> torch.Tensor:
-        """(B, C, H, W) images to what the frozen stages give of them; pooled, where only the head is trained."""
+    def frozen_outputs(self, images: torch.Tensor, stages: Sequence[nn.Module] | None = None) -> torch.Tensor:
+        """(B, C, H, W) images to what the frozen stages give of them; pooled, where only the head is trained.
+
+        Args:
+            images: the network's input.
+            stages: what computes the same as the frozen stages, in their place.
+        """
         outputs = images
-        for name in self.stage_names[: self._freeze_depth]:
-            outputs = self.stages[name](outputs)
+        for stage in stages or [self.stages[name] for name in self.stage_names[: self._freeze_depth]]:
+            outputs = stage(outputs)
         return self.pool(outputs) if self.only_head_trained else outputs
 
     @property
@@ -167,6 +172,17 @@ class StagedModel(nn.Module):
             yield
         finally:
             self._takes_frozen = False
+
+    @contextlib.contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """A context in which the network is in evaluation mode; afterwards every layer is in its own mode again."""
+        modes = {layer: layer.training for layer in self.modules()}
+        self.eval()
+        try:
+            yield
+        finally:
+            for layer, mode in modes.items():
+                layer.training = mode
 
     def _pooled(self, images: torch.Tensor) -> torch.Tensor:
         outputs = images

@@ -109,9 +109,32 @@ class TrackedRun:
         if rows:
             self._write({"op": "metrics", "metrics": rows})
 
+    def log_model_metrics(
+        self, metrics: Mapping[str, float], *, model_id: str | None, dataset: Mapping[str, str]
+    ) -> None:
+        """Log figures of a LoggedModel as the run's and as its own.
+
+        Args:
+            metrics: name -> value.
+            model_id: the model; None is the run's own, logged before.
+            dataset: `name` and `digest` of the data that they are of.
+        """
+        now = int(time.time() * 1000)
+        rows = [[name, float(value), now, 0] for name, value in metrics.items()]
+        self._write({"op": "model_metrics", "metrics": rows, "model_id": model_id, "dataset": dict(dataset)})
+
+    def link_models(self, model_ids: Sequence[str]) -> None:
+        """Record LoggedModels as what the run read."""
+        if model_ids:
+            self._write({"op": "link_models", "models": list(model_ids)})
+
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Set tags."""
         self._write({"op": "tags", "tags": {name: str(value)[:5000] for name, value in tags.items()}})
+
+    def describe(self, text: str) -> None:
+        """Set the run's description, Markdown, where a user has not written one meanwhile."""
+        self._write({"op": "note", "text": text})
 
     def log_dataset(self, *, name: str, digest: str, source: str, profile: Mapping[str, Any], context: str) -> None:
         """Record what data the run read; `digest` has at most 36 characters."""

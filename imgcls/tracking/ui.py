@@ -19,11 +19,53 @@ from imgcls.errors import UserError
 from imgcls.tracking.store import tracking_uri
 
 HOST = "127.0.0.1"
+VIEW = "imgcls"
+"""The name of the view that `save_view` makes, in the runs table's menu of views and in the link."""
+COLUMNS = (
+    "tags.`imgcls.verb`",
+    "metrics.`best/val_acc`", "metrics.`best/val_f1`", "metrics.`test/acc`", "metrics.`best/epoch`",
+    "params.`model.family`", "params.`optim.lr`", "params.`train.epochs`",
+)  # fmt: skip
+"""What the view shows of a run; MLflow leaves out those that no run of the experiment has."""
 
 
-def runs_link(base: str, experiment_id: str) -> str:
-    """The page with the runs table of an experiment; MLflow's start page would be another."""
-    return f"{base.rstrip('/')}/#/experiments/{experiment_id}/runs?workflowType=machine_learning"
+def runs_link(base: str, experiment_id: str, *, view: bool = False) -> str:
+    """The page with the runs table of an experiment; MLflow's start page would be another.
+
+    Args:
+        base: the server's address.
+        experiment_id: the experiment.
+        view: whether to show it as `save_view` has laid it out.
+    """
+    link = f"{base.rstrip('/')}/#/experiments/{experiment_id}/runs?workflowType=machine_learning"
+    return f"{link}&viewStateShareKey={VIEW}" if view else link
+
+
+def save_view(base: str, experiment_id: str) -> bool:
+    """Lay out the runs table of an experiment for training runs; one that is there stays, also where a user changed it.
+
+    By itself MLflow's table shows no metric and no param. A view is a tag of the experiment, as the page's own menu
+    "Views" writes it.
+
+    Returns:
+        Whether it is there: not where the server does not answer, or refuses to read or write without a password.
+    """
+    api, tag = f"{base.rstrip('/')}/api/2.0/mlflow/experiments", f"mlflow.sharedViewState.{VIEW}"
+    fixed = ("attributes.`Run Name`", "runDateAndNestInfo", "duration")
+    layout = json.dumps({"selectedColumns": COLUMNS, "columnOrder": [*fixed, *COLUMNS]})
+    now = int(time.time() * 1000)
+    view = json.dumps({"name": VIEW, "createdAt": now, "updatedAt": now, "state": layout})
+    body = json.dumps({"experiment_id": experiment_id, "key": tag, "value": view}).encode()
+    write = urllib.request.Request(f"{api}/set-experiment-tag", body, {"Content-Type": "application/json"})
+    query = urllib.parse.urlencode({"experiment_id": experiment_id})
+    try:
+        with urllib.request.urlopen(f"{api}/get?{query}", timeout=10) as answer:
+            tags = json.load(answer)["experiment"].get("tags", [])
+        if not any(found["key"] == tag for found in tags):
+            urllib.request.urlopen(write, timeout=10).close()
+    except (OSError, ValueError, KeyError):
+        return False
+    return True
 
 
 def experiment_id(base: str) -> str:

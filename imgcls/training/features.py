@@ -16,16 +16,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import nn
 
 from imgcls.data import cache
 from imgcls.data.augment import Preprocessing
 from imgcls.data.images import SPARE_BYTES
 from imgcls.data.loading import Batch, Loader
 from imgcls.models.family import StagedModel
+from imgcls.models.fusing import fused
 from imgcls.training.plan import Plan
 
 KIND = "features"
-FORMAT = 1
+FORMAT = 2
 """Raised when the same key would give other outputs."""
 _OUTPUTS, _FORM = "outputs.bin", "outputs.json"
 _STORED: dict[str, np.dtype[Any]] = {
@@ -138,6 +140,8 @@ class Features:
         preprocessing: from images to the network's input.
         plan: where and how to compute.
         budget: bytes that all outputs in the cache folder together may take; those used least recently make room.
+        fuses: batch norms of the frozen stages are multiplied into their convolutions: the outputs are rounded in other
+            ways than the model's own, and computed sooner.
         progress: called with (what, images done, images in all).
         say: takes a line for the user.
         num_computed: views that were not there yet.
@@ -148,10 +152,12 @@ class Features:
     preprocessing: Preprocessing
     plan: Plan
     budget: int
+    fuses: bool = False
     progress: Callable[[str, int, int], None] = lambda _what, _done, _total: None
     say: Callable[[str], None] = lambda _text: None
     num_computed: int = field(default=0, init=False)
     _used: set[str] = field(default_factory=set, init=False)
+    _stages: list[nn.Module] | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         assert self.model.freeze_depth
@@ -203,6 +209,7 @@ class Features:
             # The sums of a product may be rounded in other ways in batches of another size.
             "batch_size": subject.loader.batch_size,
             "view": number,
+            "fused": self.fuses,
             "versions": [_version(name) for name in _PACKAGES],
         }
         text = "\n".join([json.dumps(about, sort_keys=True), *subject.contents])
@@ -228,6 +235,11 @@ class Features:
             NotKept: there is no room.
         """
         cache.sweep()
+        if self.fuses and self._stages is None:
+            frozen = self.model.stage_names[: self.model.freeze_depth]
+            self._stages = [fused(self.model.stage(name)) for name in frozen]
+            for stage in self._stages:
+                self.plan.place(stage)
         total, done = len(subject.contents), 0
         row_bytes = 0
         with (folder / _OUTPUTS).open("wb") as file:
@@ -252,7 +264,7 @@ class Features:
         """What the frozen stages give of a batch, on the CPU."""
         images = batch.images.to(self.plan.device, non_blocking=True)
         with self.plan.autocast():
-            outputs = self.model.frozen_outputs(self.plan.arrange(self.preprocessing.to_input(images)))
+            outputs = self.model.frozen_outputs(self.plan.arrange(self.preprocessing.to_input(images)), self._stages)
         return outputs.cpu()
 
     def _make_room(self, needed: int, key: str) -> None:

@@ -5,7 +5,7 @@ import random
 import signal
 import time
 from collections import Counter
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import pytest
 
 from imgcls.tuning.sweep import load_sweep
 from tests.e2e.conftest import CHECKOUT, Child, Runs, Spawn, imgcls
+from tests.postgres import postgres_server
 
 pytestmark = pytest.mark.slow
 
@@ -83,9 +84,19 @@ def test_a_sweep_is_a_tree_of_runs_with_a_leaderboard_and_figures(store: Runs, s
     assert not (child.folder / "outputs").exists()
 
 
-def test_killed_workers_lose_no_trial(store: Runs, spawn: Spawn) -> None:
-    child = sweeping(spawn, store, "killed", "--trials", "12", "--workers", "2", epochs=12)
-    child.wait_for(r"1/12 ")
+@pytest.mark.parametrize("database", ["sqlite", "postgres"])
+def test_killed_workers_lose_no_trial(store: Runs, spawn: Spawn, database: str) -> None:
+    with ExitStack() as stack:
+        storage = "sqlite:///optuna.db"
+        if database == "postgres":
+            storage = stack.enter_context(postgres_server("sweeps"))
+        _kill_three_times(store, spawn, storage, f"killed-{database}")
+
+
+def _kill_three_times(store: Runs, spawn: Spawn, storage: str, experiment: str) -> None:
+    words = ("--trials", "40", "--workers", "2", "--storage", storage)
+    child = sweeping(spawn, store, experiment, *words, epochs=4)
+    child.wait_for(r"1/40 ")
     choice, killed = random.Random(5), 0
     while killed < 3 and child.process.poll() is None:
         workers = workers_of(child)
@@ -96,13 +107,14 @@ def test_killed_workers_lose_no_trial(store: Runs, spawn: Spawn) -> None:
                 killed += 1
     assert child.wait() == 0, child.err
     assert killed == 3
-    table = trials(child.folder)
+    with load_sweep(storage.replace("sqlite:///", f"sqlite:///{child.folder}/"), "digits") as sweep:
+        table = sweep.table()
     states = Counter(table["state"])
-    assert states["complete"] + states["pruned"] + states["failed"] == 12
+    assert states["complete"] + states["pruned"] + states["failed"] == 40
     assert states["failed"] == states["running"] == states["waiting"] == 0, table[["state", "reason"]].to_string()
     kept = table[table["state"].isin(["complete", "pruned"])]
     assert not kept["optim.lr"].duplicated().any()
-    runs = {run.info.run_id: run for run in store.of("killed")}
+    runs = {run.info.run_id: run for run in store.of(experiment)}
     for row in table.to_dict("records"):
         expected = {"complete": "FINISHED", "pruned": "KILLED", "requeued": "KILLED"}.get(row["state"])
         if row["run_id"]:

@@ -11,6 +11,8 @@ from tests.e2e.conftest import Child, Runs, Spawn, all_gone, free_port, imgcls
 
 pytestmark = pytest.mark.slow
 
+WANTED = "workflowType=machine_learning&viewStateShareKey=imgcls"
+
 
 def serve(spawn: Spawn, port: int, **more: str) -> tuple[Child, str]:
     child = spawn(*imgcls("ui", "--no-open", "--port", str(port)), **more)
@@ -24,7 +26,7 @@ def test_it_serves_the_runs_table_lean_and_only_here_and_ends_with_all_it_starte
     port = free_port()
     experiment = store.client.get_experiment_by_name("main").experiment_id
     child, link = serve(spawn, port, MLFLOW_TRACKING_URI=store.uri, MLFLOW_EXPERIMENT_NAME="main")
-    assert link == f"http://127.0.0.1:{port}/#/experiments/{experiment}/runs?workflowType=machine_learning"
+    assert link == f"http://127.0.0.1:{port}/#/experiments/{experiment}/runs?{WANTED}"
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=30) as answer:
         assert answer.read() == b"OK"
     for elsewhere in ("127.0.0.2", socket.gethostbyname(socket.gethostname())):
@@ -46,7 +48,7 @@ def test_it_serves_the_runs_table_lean_and_only_here_and_ends_with_all_it_starte
 def test_without_variables_it_shows_the_default_experiment_of_this_folder(spawn: Spawn) -> None:
     port = free_port()
     child, link = serve(spawn, port)
-    assert link == f"http://127.0.0.1:{port}/#/experiments/0/runs?workflowType=machine_learning"
+    assert link == f"http://127.0.0.1:{port}/#/experiments/0/runs?{WANTED}"
     assert (child.folder / "mlflow.db").exists()
 
 

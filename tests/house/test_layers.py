@@ -17,6 +17,10 @@ DOORS: dict[str, tuple[str, ...]] = {
     "optuna": ("imgcls.tuning",),
     "mlflow": ("imgcls.tracking",),
     "albumentations": ("imgcls.data.augment",),
+    "captum": ("imgcls.inference.explain",),
+    "onnx": ("imgcls.inference.export",),
+    "onnxruntime": ("imgcls.inference.export",),
+    "onnxscript": ("imgcls.inference.export",),
     "matplotlib": ("imgcls.evaluation.plots", "imgcls.inference.explain"),
 }
 

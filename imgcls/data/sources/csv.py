@@ -179,7 +179,7 @@ def _find(table: Table, config: CsvConfig) -> tuple[list[Path], list[str]]:
     nul = [where for text, where in zip(given, table.where, strict=True) if "\0" in text]
     if nul:
         raise UserError(f"{about}: the paths in {some(nul)} hold a NUL character; expected paths. Mend them.")
-    finder = _Finder(base, config.extension)
+    finder = FileFinder(base, config.extension)
     found = [finder.find(text) for text in given]
     several = [
         f"{text} ({', '.join(file.name for file in files)})"
@@ -200,8 +200,13 @@ def _find(table: Table, config: CsvConfig) -> tuple[list[Path], list[str]]:
     return paths, [PurePosixPath(text).as_posix() for text in given]
 
 
-class _Finder:
-    """Finds the files of paths that may lack their ending; every folder is listed once."""
+class FileFinder:
+    """Finds the files of paths that may lack their ending; every folder is listed once.
+
+    Args:
+        base: the folder that relative paths start from.
+        extension: the ending, with its dot, of paths that have none; None: any known one.
+    """
 
     def __init__(self, base: Path, extension: str | None) -> None:
         self._base, self._extension = base, extension

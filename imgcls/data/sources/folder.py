@@ -213,7 +213,7 @@ def _classes_below(folder: Path, root: Path, skipped: list[Skipped]) -> Iterator
         elif entry.is_symlink() and root.resolve().is_relative_to(entry.resolve()):
             skipped.append(Skipped(_name(entry, root), "a link to a folder above"))
         else:
-            found = list(_images_below(entry, root, skipped))
+            found = list(images_below(entry, root, skipped))
             if not found:
                 raise UserError(
                     f"the class folder {entry} holds no images; expected files ending in "
@@ -222,7 +222,18 @@ def _classes_below(folder: Path, root: Path, skipped: list[Skipped]) -> Iterator
             yield from ((path, entry.name) for path in found)
 
 
-def _images_below(folder: Path, root: Path, skipped: list[Skipped]) -> Iterator[Path]:
+def images_below(folder: Path, root: Path, skipped: list[Skipped]) -> Iterator[Path]:
+    """The images of a folder in any depth, folder by folder; links to folders are not followed.
+
+    Args:
+        folder: where to look.
+        root: the folder that the names of what is passed over start from.
+        skipped: gets what is passed over: hidden files, those that are no images, links to folders.
+
+    Raises:
+        UserError: a folder cannot be read.
+    """
+
     def cannot_list(error: OSError) -> None:
         raise UserError(f"cannot read {error.filename}: {error.strerror}. Change its permissions or remove it.")
 
@@ -282,7 +293,7 @@ def scan_unlabelled(
     if root.suffix.casefold() in EXTENSIONS and root.is_file():
         return _unlabelled([(root.name, root)], classes, [], progress)
     with _opened(Path(absolute(str(root))), max_archive_gb, progress) as (folder, skipped):
-        found = [(path.relative_to(folder).as_posix(), path) for path in _images_below(folder, folder, skipped)]
+        found = [(path.relative_to(folder).as_posix(), path) for path in images_below(folder, folder, skipped)]
         if not found:
             raise UserError(
                 f"{folder} holds no images; expected files ending in {', '.join(sorted(EXTENSIONS))}, in any depth."

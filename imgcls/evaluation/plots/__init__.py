@@ -1,5 +1,7 @@
 """Figures, one file a subject; `base` and `sheet` hold what they share."""
 
+from matplotlib.figure import Figure
+
 from imgcls.evaluation.plots.base import save
 from imgcls.evaluation.plots.classes import class_recalls
 from imgcls.evaluation.plots.compare import compared_curves
@@ -14,6 +16,7 @@ from imgcls.evaluation.plots.data import (
     sample_grid,
     size_scatter,
 )
+from imgcls.evaluation.plots.explain import MOST_HEAT_MAPS, HeatMap, heat_maps
 from imgcls.evaluation.plots.gallery import gallery
 from imgcls.evaluation.plots.ranking import precision_recall, roc
 from imgcls.evaluation.plots.rates import range_test
@@ -22,8 +25,11 @@ from imgcls.evaluation.plots.sweep_fields import importance, parallel_coordinate
 from imgcls.evaluation.plots.training import curves
 
 __all__ = [
+    "MOST_HEAT_MAPS",
     "MOST_PAIRS",
     "MOST_SAMPLED_CLASSES",
+    "Figure",
+    "HeatMap",
     "augmentation_preview",
     "class_histogram",
     "class_recalls",
@@ -33,6 +39,7 @@ __all__ = [
     "curves",
     "families",
     "gallery",
+    "heat_maps",
     "image_pairs",
     "importance",
     "most_confused",
