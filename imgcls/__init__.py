@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from imgcls.jobs.evaluate import EvaluateResult as EvaluateResult
     from imgcls.jobs.evaluate import evaluate as evaluate
+    from imgcls.jobs.promote import PromoteResult as PromoteResult
+    from imgcls.jobs.promote import promote as promote
     from imgcls.jobs.refit import RefitResult as RefitResult
     from imgcls.jobs.refit import refit as refit
     from imgcls.jobs.train import TrainResult as TrainResult
@@ -15,13 +17,16 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
-    "EvaluateResult", "RefitResult", "TrainResult", "TuneResult", "__version__", "evaluate", "refit", "train", "tune",
+    "EvaluateResult", "PromoteResult", "RefitResult", "TrainResult", "TuneResult", "__version__", "evaluate", "promote",
+    "refit", "train", "tune",
 ]  # fmt: skip
 
 # Torch and MLflow take seconds to import, so the public names are loaded when they are first used.
 _LAZY = {
     "EvaluateResult": "imgcls.jobs.evaluate",
     "evaluate": "imgcls.jobs.evaluate",
+    "PromoteResult": "imgcls.jobs.promote",
+    "promote": "imgcls.jobs.promote",
     "RefitResult": "imgcls.jobs.refit",
     "TrainResult": "imgcls.jobs.train",
     "TuneResult": "imgcls.jobs.tune",
