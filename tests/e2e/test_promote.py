@@ -26,7 +26,10 @@ MODELS = {
 def registry(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Server]:
     """A server that is started."""
     with ExitStack() as stack:
-        backend = stack.enter_context(postgres_server("mlflow")) if request.param == "postgres" else None
+        backend = None
+        if request.param == "postgres":  # SQLAlchemy's default driver may be one that is not there
+            address = stack.enter_context(postgres_server("mlflow"))
+            backend = address.replace("postgresql://", "postgresql+psycopg2://")
         folder = tmp_path / "server"
         folder.mkdir()
         one = Server(folder, backend)
