@@ -189,7 +189,9 @@ def run_promote(
         signals.hold()  # from here to the run's end nothing may be left half-way
         version, outcome = _decide(store, task, evidence, verdict)
         tracked.set_tags({VERDICT_TAG: outcome, "imgcls.promote.candidate_version": version.version})
-    report_end(tracked, console, _headline(task, version, outcome, verdict), shows=SHOWS)
+        headline = _headline(task, version, outcome, verdict)
+        tracked.describe(headline)
+    report_end(tracked, console, headline, shows=SHOWS)
     return PromoteResult(
         outcome=outcome,
         name=name,
