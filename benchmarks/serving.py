@@ -37,7 +37,8 @@ from PIL import Image
 
 import imgcls.models  # noqa: F401
 from imgcls.data.augment import Preprocessing
-from imgcls.inference.classifier import MOST_PIXELS, Classifier
+from imgcls.data.augment.preprocessing import MOST_PIXELS
+from imgcls.inference.classifier import Classifier
 from imgcls.models.family import FAMILIES, build
 from imgcls.tracking.model import _save
 
