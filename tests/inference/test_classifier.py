@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import sys
 import os
 from pathlib import Path
 from typing import Any
@@ -264,10 +265,11 @@ def test_a_cpu_computes_only_so_many_pixels_at_once(monkeypatch: pytest.MonkeyPa
     whole = model.probabilities(images)
     sizes: list[int] = []
     model.module.register_forward_pre_hook(lambda _module, given: sizes.append(len(given[0])))
-    monkeypatch.setattr("imgcls.data.augment.preprocessing.MOST_PIXELS", 4 * 16 * 16)
+    steps = sys.modules["imgcls.data.augment.preprocessing"]  # the folder has a function of this name
+    monkeypatch.setattr(steps, "MOST_PIXELS", 4 * 16 * 16)
     assert np.allclose(model.probabilities(images), whole, atol=1e-6)
     assert sizes == [4, 4, 2]
     sizes.clear()
-    monkeypatch.setattr("imgcls.data.augment.preprocessing.MOST_PIXELS", 1)
+    monkeypatch.setattr(steps, "MOST_PIXELS", 1)
     assert np.allclose(model.probabilities(images[:2]), whole[:2], atol=1e-6)
     assert sizes == [1, 1]
