@@ -3,8 +3,8 @@
 import io
 import json
 import math
-import sys
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
