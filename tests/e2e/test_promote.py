@@ -46,7 +46,7 @@ def test_models_are_promoted_replaced_refused_and_taken_back(registry: Server, s
     jobs = {name: spawn(*imgcls("train", "digits", *SMALL, *fields), **here) for name, fields in MODELS.items()}
     ids = {}
     for name, child in jobs.items():
-        assert child.wait() == 0, child.err
+        assert child.wait(240) == 0, child.err
         ids[name] = child.wait_for(r"/runs/([0-9a-f]{32})\n").group(1)
 
     def champion() -> str:
