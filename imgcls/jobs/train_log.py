@@ -107,7 +107,9 @@ def conclude(run: TrackedRun, prepared: Prepared, history: History, console: Con
     return predictions, log_classifier(run, prepared, console)
 
 
-def log_best(run: TrackedRun, prepared: Prepared, history: History, *, val: Batches | None = None) -> Predictions:
+def log_best(
+    run: TrackedRun, prepared: Prepared, history: History, *, val: Batches | None = None, draws: bool = True
+) -> Predictions:
     """Put the best weights into the model, and log what it says of the validation images, with tables and figures.
 
     Args:
@@ -115,6 +117,7 @@ def log_best(run: TrackedRun, prepared: Prepared, history: History, *, val: Batc
         prepared: of what.
         history: the training's rows.
         val: what frozen stages gave of the validation images, where that is to be looked at in place of them.
+        draws: draw the confusion matrix, too.
     """
     recipe, manifest = prepared.recipe, prepared.manifest
     val = val or prepared.whole_val
@@ -132,7 +135,7 @@ def log_best(run: TrackedRun, prepared: Prepared, history: History, *, val: Batc
     run.log_metrics({f"best/val_{name}": value for name, value in figures.items() if name.startswith("top")})
     best = int(best_row(history, recipe.train.monitor)["epoch"])
     title = f"Validation, epoch {best}: {figures['acc']:.1%} of {len(predictions.ids):,} images right"
-    log_predictions(run, predictions, title=title)
+    log_predictions(run, predictions, title=title if draws else None)
     log_history(run, history, best_epoch=best)
     return predictions
 
@@ -149,12 +152,14 @@ def log_history(run: TrackedRun, history: History, *, best_epoch: int) -> None:
     run.log_file("plots/curves.png")
 
 
-def log_predictions(run: TrackedRun, predictions: Predictions, *, title: str) -> None:
-    """Log the predictions of a split, with a table of its classes and the confusion matrix under the title."""
+def log_predictions(run: TrackedRun, predictions: Predictions, *, title: str | None) -> None:
+    """Log the predictions of a split, with a table of its classes and the confusion matrix under the title, if any."""
     split, classes = predictions.split, predictions.classes
     predictions.to_parquet(run.file(f"predictions/{split}.parquet"))
     run.log_file(f"predictions/{split}.parquet")
     run.log_text(per_class_table(predictions).to_csv(index=False), f"tables/per_class_{split}.csv")
+    if title is None:
+        return
     counts = confusion_matrix(predictions.labels, predictions.predicted, len(classes))
     plots.save(plots.confusion(counts, classes, title=title), run.file(f"plots/confusion_{split}.png"))
     run.log_file(f"plots/confusion_{split}.png")

@@ -54,7 +54,8 @@ def run_trial(
     """Train by a recipe in a run nested in another.
 
     The run has the params, metrics, curves, predictions and tables of `imgcls train`, but neither a model nor
-    checkpoints nor the figures that are the same for all trials: the model comes from `imgcls refit`. Where outputs of
+    checkpoints nor a confusion matrix (which takes longer to draw than the rest of a small trial) nor the figures that
+    are the same for all trials: the model comes from `imgcls refit`. Where outputs of
     frozen stages are kept, its predictions are made of those, in the precision that they were computed in: of the
     images they would take longer than the trial.
 
@@ -96,7 +97,7 @@ def run_trial(
         if pruned:
             run.log_text(history.to_json(), "history.json")
         else:
-            train_log.log_best(run, prepared, history, val=source.val)
+            train_log.log_best(run, prepared, history, val=source.val, draws=False)
         run.set_tags({STATE_TAG: "pruned" if pruned else "complete"})
     return Trial(run.run_id, best, bool(pruned), train_s)
 
