@@ -63,8 +63,8 @@ def test_models_are_promoted_replaced_refused_and_taken_back(registry: Server, s
     assert champion() == ids["poor"]
 
     mlflow = str(Path(sys.executable).with_name("mlflow"))
-    words = ("-P", f"run={ids['good']}", "-P", "name=animals", "-P", "promote.min_gain=0.05")
-    words += ("-P", "promote.max_recall_fall=1")  # one that calls every image a 3 finds every 3
+    words = ["-P", f"run={ids['good']}", "-P", "name=animals", "-P", "promote.min_gain=0.05"]
+    words += ["-P", "promote.max_recall_fall=1"]  # one that calls every image a 3 finds every 3
     second = spawn(
         mlflow, "run", str(CHECKOUT), "-e", "promote", "--env-manager", "local", "--experiment-name", "life", *words,
         "-P", f"train.output_dir={tmp_path / 'out puts'}", **here,
@@ -110,8 +110,10 @@ def _use_the_champion(spawn: Spawn, tmp_path: Path, here: dict[str, str]) -> Non
     scans = np.round(load_digits().images[:5] * (255 / 16)).astype(np.uint8)
     for number, pixels in enumerate(scans):
         (photos / f"{number}.png").write_bytes(png(pixels))
-    words = (str(photos), "--model", "models:/animals@champion", "--output", str(tmp_path / "labels.csv"))
-    predicted = spawn(*imgcls("predict", *words), **here)
+    output = str(tmp_path / "labels.csv")
+    predicted = spawn(
+        *imgcls("predict", str(photos), "--model", "models:/animals@champion", "--output", output), **here
+    )
     assert predicted.wait() == 0, predicted.err
     table = pd.read_csv(tmp_path / "labels.csv", dtype={"label": str})
     assert table["id"].tolist() == [f"{number}.png" for number in range(5)]
