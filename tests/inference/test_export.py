@@ -32,6 +32,9 @@ FAMILY_SIZES = {
     "timm:test_efficientnet": 48, "timm:test_vit": 48,
 }  # fmt: skip
 
+OF_PT2 = ("separable", "resnet18", "vit_b_32", "swin_t", "timm:test_vit")
+"""The ONNX file is made from the same program, so that a few are enough of it."""
+
 
 @pytest.fixture(params=FORMATS)
 def ending(request: pytest.FixtureRequest) -> str:
@@ -88,7 +91,9 @@ def test_a_file_gives_the_classifier_s_probabilities_for_any_number_of_images(ex
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", FAMILY_SIZES)
+@pytest.mark.parametrize(
+    ("ending", "family"), [(".onnx", family) for family in FAMILY_SIZES] + [(".pt2", family) for family in OF_PT2]
+)
 def test_every_kind_of_family_is_exported(tmp_path: Path, ending: str, family: str) -> None:
     if family.startswith("timm:"):
         pytest.importorskip("timm")

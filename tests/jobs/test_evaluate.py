@@ -284,7 +284,7 @@ def test_what_is_refused_makes_no_run(trained: tuple[imgcls.TrainResult, imgcls.
         ((), {}, r"^found no model; "),
         (str(tmp_path / "model.pt"), {}, r"is a file of weights \(\.pt\).* may hold code"),
         (str(tmp_path / "nowhere"), {}, r"nowhere is not there\. Expected a run id"),
-        ("models:/animals@champion", {}, r"^there is no model models:/animals@champion in "),
+        ("models:/animals@champion", {}, r"^there is no registered model .animals., nor any other, in "),
         ("0" * 32, {}, r"^there is no model 0{32} in "),
         (run_id, {"overrides": {"data.root": str(tmp_path / "none")}}, r"none"),
     ]
