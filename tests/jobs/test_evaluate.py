@@ -18,6 +18,7 @@ from imgcls.tracking.store import connect
 from tests.jobs.test_train import SMALL, use_store
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.usefixtures("one_thread"),
     pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning"),
 ]

@@ -23,6 +23,7 @@ from tests.conftest import put
 from tests.jobs.test_train import SMALL, runs, use_store
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.usefixtures("one_thread"),
     pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning"),
 ]

@@ -20,6 +20,7 @@ from imgcls.training.lr_find import range_test
 from imgcls.training.throughput import Rates
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.usefixtures("one_thread"),
     pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning"),  # MLflow's own
 ]

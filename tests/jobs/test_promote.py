@@ -28,6 +28,7 @@ from imgcls.tracking.store import Store, connect
 from tests.jobs.test_train import SMALL, runs, use_store
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.usefixtures("one_thread"),
     pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning"),
 ]

@@ -22,6 +22,7 @@ from imgcls.training.fit import fit
 from tests.jobs.test_train import SMALL, runs, use_store
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.usefixtures("one_thread"),
     pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning"),
 ]

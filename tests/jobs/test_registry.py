@@ -15,7 +15,10 @@ from imgcls.tracking.store import Store, connect
 from tests.jobs.test_train import use_store
 from tests.tracking.test_promotion import PASSED, REFUSED, Stopping, new_run, promoted
 
-pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning"),
+]
 
 
 @pytest.fixture
