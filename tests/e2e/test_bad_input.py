@@ -21,7 +21,10 @@ from tests.conftest import MakeFolder
 from tests.e2e.conftest import Runs
 
 Refuse = Callable[..., str]
-pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning")  # MLflow's own
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning"),  # MLflow's own
+]
 
 
 @pytest.fixture

@@ -18,6 +18,8 @@ from tests.evaluation.test_plots import NAMES, png
 from tests.evaluation.test_plots_data import drawn, has_tile, noise
 from tests.evaluation.test_plots_sweep import texts
 
+pytestmark = pytest.mark.slow
+
 
 def counts_of(given: Predictions) -> np.ndarray[tuple[int, ...], np.dtype[np.int64]]:
     return confusion_matrix(given.labels, given.predicted, len(given.classes))

@@ -20,7 +20,10 @@ from imgcls.recipe import resolve
 from imgcls.tracking.store import connect
 from tests.conftest import MakeFolder
 
-pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning")  # MLflow's own
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning"),  # MLflow's own
+]
 
 
 @pytest.fixture(autouse=True)

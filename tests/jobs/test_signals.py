@@ -16,6 +16,8 @@ import pytest
 from imgcls.jobs import signals as signals_module
 from imgcls.jobs.signals import HANDLED, Signals, Stopped
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def _handlers() -> Iterator[None]:

@@ -29,7 +29,7 @@ from imgcls.training.fit import fit
 from imgcls.training.plan import default_plan
 
 # MLflow's own models of its tables, read when its SQL store is first opened.
-pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning")]
 
 DIGITS = next(folder for folder in (PACKAGE / "experiments", PACKAGE.parent / "experiments") if folder.is_dir())
 SMALL = {"model.family": "plaincnn", "model.num_blocks": 1, "model.channels": 4, "augment.image_size": 8}

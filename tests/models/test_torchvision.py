@@ -16,6 +16,8 @@ from imgcls.errors import UserError
 from imgcls.models.family import FAMILIES, ModelConfig, StagedModel, build, num_parameters
 from imgcls.models.torchvision import DeepConfig, DeepName, OtherName, ResNetConfig, ResNetName, TorchvisionConfig
 
+pytestmark = pytest.mark.slow
+
 NAMES = [*get_args(ResNetName), *get_args(DeepName), *get_args(OtherName)]
 LEFT_OUT = ("alexnet", "googlenet", "inception", "mnasnet", "vgg")
 QUICK = ["resnet18", "efficientnet_b0", "mobilenet_v3_small", "shufflenet_v2_x0_5", "squeezenet1_0", "regnet_y_400mf"]

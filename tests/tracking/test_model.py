@@ -25,7 +25,7 @@ from imgcls.tracking.model import MODEL_NAME, REQUIREMENTS, log_model, requireme
 from imgcls.tracking.store import Store, connect
 
 # MLflow's own models of its tables, read when its SQL store is first opened.
-pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning")]
 
 CLASSES = ("ant", "bee", "cat")
 COLUMNS = ["label", "probability", "top_labels", "top_probabilities", "error"]

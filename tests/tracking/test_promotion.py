@@ -24,7 +24,7 @@ from imgcls.tracking.registry_log import Move, history_table, previous, read_mov
 from imgcls.tracking.store import Store
 
 # MLflow's own models of its tables, read when its SQL store is first opened.
-pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning")]
 
 PASSED = Verdict((Gate("acc", 0.93, ">= 0.9", True, "acc is 0.93"),))
 REFUSED = Verdict((Gate("acc", 0.5, ">= 0.9", False, "acc is 0.5, too little"),))

@@ -15,6 +15,8 @@ from imgcls.training.fit import TrainConfig
 from imgcls.training.optim import OptimConfig
 from imgcls.training.plan import Plan
 
+pytestmark = pytest.mark.slow
+
 MIB = 2**20
 STEPS = Preprocessing(3, 8, (0.5,) * 3, (0.25,) * 3)
 

@@ -22,6 +22,8 @@ from imgcls.tuning.space import SearchConfig, Space
 from imgcls.tuning.sweep import Sweep, load_sweep, open_sweep
 from imgcls.tuning.worker import Asked, Ended, Pruned, TrialFailed
 
+pytestmark = pytest.mark.slow
+
 LR: dict[str, Any] = {"type": "float", "low": 1e-4, "high": 1.0, "log": True}
 DEPTH: dict[str, Any] = {"type": "int", "low": 0, "high": 2}
 FIRST = {"lr": 0.01}
