@@ -26,6 +26,7 @@ from imgcls.tracking.promotion import history, move_alias, rollback
 from imgcls.tracking.registry import Version, find_alias, read_alias, register, versions
 from imgcls.tracking.store import Store, connect
 from tests.jobs.test_train import SMALL, runs, use_store
+from tests.tracking.test_promotion import Stopping
 
 pytestmark = [
     pytest.mark.slow,
@@ -399,28 +400,6 @@ def test_an_alias_that_moved_in_between_is_an_error_and_nothing_is_moved(
     [failed] = [run for run in runs() if run.info.status == "FAILED"]
     assert "names version 2 now" in failed.data.tags["imgcls.error"]
     assert "imgcls.verdict" not in failed.data.tags
-
-
-class Stopping:
-    """A client whose server stops at the n-th call, before it is done or after, and stays so."""
-
-    def __init__(self, client: Any, calls: int, *, done: bool) -> None:
-        self._client, self._left, self._done = client, calls, done
-        self.stopped = False
-
-    def __getattr__(self, name: str) -> Any:
-        real = getattr(self._client, name)
-
-        def call(*args: Any, **kwargs: Any) -> Any:
-            self._left -= 1
-            if self._left > 0:
-                return real(*args, **kwargs)
-            if self._left == 0 and self._done:
-                real(*args, **kwargs)
-            self.stopped = True
-            raise ConnectionError("the server is gone")
-
-        return call
 
 
 @pytest.fixture
