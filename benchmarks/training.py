@@ -6,8 +6,8 @@ loop       the tracked loop against its slower part alone: (c) / min(a, b) of `i
            and for resnet18 at 160 px on animals50.
 plan       steps of the recipe's plan against a loop written by hand in torch's defaults (fp32, NCHW, eager), same
            network, same batch: resnet18 and resnet50 at 160 px, quizdnn at 32 px; with --all one of every kind besides.
-accuracy   a full short training of digits and of 10 classes of animals50 with the recipe's plan and in fp32, three
-           seeds each: the validation accuracies and their differences.
+accuracy   a full short training of digits and of 10 classes of animals50 with the recipe's plan and in fp32, `--seeds`
+           seeds each: the validation accuracies, and the mean of the seeds' differences with its standard error.
 processes  two processes with half the batch each against one process, in a network without batch norm: the largest
            difference between the losses of an epoch.
 
@@ -208,17 +208,18 @@ def accuracy(arguments: argparse.Namespace) -> None:
         )  # fmt: skip
     for title, (name, fields) in trainings.items():
         found: dict[str, list[float]] = {"plan": [], "fp32": []}
-        for seed in range(3):
+        for seed in range(arguments.seeds):
             for side in ("plan", "fp32"):
                 with tracked():
                     more = overridden(arguments) if side == "plan" else fp32_fields()
                     result = imgcls.train(name, {**fields, "train.seed": seed, **more}, quiet=True)
                 found[side].append(max(row["val/acc"] for row in result.history.rows))
-        means = {side: statistics.mean(values) for side, values in found.items()}
-        noise = statistics.stdev(found["fp32"])
+        gains = [100 * (plan - fp32) for plan, fp32 in zip(found["plan"], found["fp32"], strict=True)]
+        error = statistics.stdev(gains) / len(gains) ** 0.5
         print(
-            f"{title}, best val acc of three seeds: plan {_listed(found['plan'])}, fp32 {_listed(found['fp32'])}; "
-            f"difference {100 * (means['plan'] - means['fp32']):+.2f} points, deviation of fp32 {100 * noise:.2f}",
+            f"{title}, best val acc of {arguments.seeds} seeds: plan {_listed(found['plan'])}, fp32 "
+            f"{_listed(found['fp32'])}; mean difference {statistics.mean(gains):+.2f} points, its standard error "
+            f"{error:.2f}, deviation between seeds of fp32 {100 * statistics.stdev(found['fp32']):.2f}",
             flush=True,
         )
 
@@ -271,6 +272,7 @@ def main() -> None:
     parser.add_argument("names", nargs="*", help=f"of {', '.join(BENCHMARKS)}; all by default")
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=60.0, help="for measuring each training or network")
+    parser.add_argument("--seeds", type=int, default=3, help="accuracy: trainings of each kind, 2 or more")
     parser.add_argument("--plan", choices=["fp32", "bf16"], help="in place of what the recipe would take")
     parser.add_argument("--all", action="store_true", help="plan: one of every family as well")
     parser.add_argument("--family", action="append", help="plan: only this one; may stand more than once")

@@ -21,6 +21,7 @@ import pytest
 from PIL import Image
 
 from imgcls.tables import Manifest
+from tests.stores import copy_new_stores
 
 MakeFolder = Callable[..., Path]
 
@@ -39,6 +40,7 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         if name.startswith("MLFLOW_") and name != "MLFLOW_DISABLE_TELEMETRY":
             monkeypatch.delenv(name)
     monkeypatch.chdir(tmp_path)
+    copy_new_stores()
 
 
 @pytest.fixture(autouse=True)

@@ -18,6 +18,8 @@ from typing import Any
 import psutil
 import pytest
 
+from tests.e2e.forking import Forked
+
 CHECKOUT = Path(__file__).resolve().parents[2]
 PATIENCE = 120.0
 """Seconds to wait for what takes a few on an idle machine."""
@@ -39,14 +41,19 @@ class Child:
     Args:
         command: its words.
         folder: its working directory; the output goes beside it.
+        fresh: start Python anew for `imgcls …` too, which else is forked where its imports are done.
         more: environment variables.
     """
 
-    def __init__(self, command: Sequence[str], folder: Path, **more: str) -> None:
+    def __init__(self, command: Sequence[str], folder: Path, *, fresh: bool = False, **more: str) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         self._out = folder.with_name(f"{folder.name}.out")
         self._err = folder.with_name(f"{folder.name}.err")
+        self.process: Forked | subprocess.Popen[bytes]
+        if not fresh and tuple(command[:3]) == imgcls():
+            self.process = Forked(command[3:], folder, self._out, self._err, environment(**more))
+            return
         with self._out.open("wb") as out, self._err.open("wb") as err:
             self.process = subprocess.Popen(
                 command,
@@ -131,11 +138,11 @@ Spawn = Callable[..., Child]
 
 @pytest.fixture
 def spawn(tmp_path: Path) -> Iterator[Spawn]:
-    """Starts processes by their words, each in a new folder; keywords are environment variables."""
+    """Starts processes by their words, each in a new folder; keywords are those of `Child`."""
     children: list[Child] = []
 
-    def start(*command: str, folder: Path | None = None, **more: str) -> Child:
-        children.append(Child(command, folder or tmp_path / f"child{len(children)}", **more))
+    def start(*command: str, folder: Path | None = None, fresh: bool = False, **more: str) -> Child:
+        children.append(Child(command, folder or tmp_path / f"child{len(children)}", fresh=fresh, **more))
         return children[-1]
 
     try:
@@ -313,7 +320,7 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     head = subprocess.run(
         ["git", "-C", str(CHECKOUT), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
     )
-    child = Child(imgcls("train", "digits", "--train.epochs", "2"), folder)
+    child = Child(imgcls("train", "digits", "--train.epochs", "2"), folder, fresh=True)
     try:
         code = child.wait()
     finally:

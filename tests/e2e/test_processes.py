@@ -20,9 +20,10 @@ pytestmark = pytest.mark.slow
 TWO = ("--train.processes", "2")
 
 
-def training(spawn: Spawn, store: Runs, experiment: str, *words: str, **more: str) -> Child:
+def training(spawn: Spawn, store: Runs, experiment: str, *words: str, fresh: bool = False, **more: str) -> Child:
     return spawn(
         *imgcls("train", "digits", *TWO, *words),
+        fresh=fresh,
         MLFLOW_TRACKING_URI=store.uri,
         MLFLOW_EXPERIMENT_NAME=experiment,
         **more,
@@ -185,7 +186,7 @@ def test_processes_whose_launcher_is_killed_end_in_order(store: Runs, spawn: Spa
 
 def test_a_signal_before_training_leaves_no_run_open_and_no_process(store: Runs, spawn: Spawn) -> None:
     for delay, pattern in [(2.0, None), (5.0, None), (0.0, "1,797 images"), (0.4, "1,797 images")]:
-        child = training(spawn, store, "two early", "--train.epochs", "500")
+        child = training(spawn, store, "two early", "--train.epochs", "500", fresh=pattern is None)
         if pattern is not None:
             child.wait_for(pattern)
         time.sleep(delay)

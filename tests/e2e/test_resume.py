@@ -1,24 +1,16 @@
 """Jobs that are killed at any moment, a full disk, and what goes on after them."""
 
-import json
-import os
 import random
-import re
-import signal
-import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import psutil
 import pytest
 
 from imgcls.training.checkpoint import Checkpoint
-from tests.e2e.conftest import PATIENCE, Runs, Spawn, environment, imgcls
+from tests.e2e.conftest import Child, Runs, Spawn, imgcls
 from tests.training.test_fit import without_times
 from tests.training.test_resume import same
 
@@ -30,104 +22,15 @@ SMALL = ("--model.num_blocks", "1", "--model.channels", "4", "--train.epochs", s
 OFTEN = ("--train.checkpoint_minutes", "0.002")
 
 
-SERVER = """
-import json, os, sys
-import imgcls.jobs.resume, imgcls.jobs.train, mlflow.pyfunc
-from imgcls.cli import main
-for line in sys.stdin:
-    words, folder, out = json.loads(line)
-    pid = os.fork()
-    if pid == 0:
-        os.setsid()
-        os.makedirs(folder, exist_ok=True)
-        os.chdir(folder)
-        file = os.open(out, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        os.dup2(file, 1)
-        os.dup2(file, 2)
-        sys.argv = ["imgcls", *words]
-        main()
-    print(pid, flush=True)
-    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
-"""
-"""Forks jobs one after another, so that torch and MLflow, which take seconds, are imported once for all of them."""
-
-
-class Jobs:
-    """`imgcls` jobs, one at a time.
-
-    Args:
-        folder: their working directory.
-        environ: their environment.
-    """
-
-    def __init__(self, folder: Path, environ: dict[str, str]) -> None:
-        self._folder, self._out = folder, folder.with_name(f"{folder.name}.out")
-        self._server = subprocess.Popen(
-            [sys.executable, "-c", SERVER], env=environ, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
-        )
-
-    def start(self, *words: str, folder: Path | None = None) -> None:
-        """Begin a job."""
-        assert self._server.stdin is not None
-        self._out.unlink(missing_ok=True)
-        self._server.stdin.write(json.dumps([words, str(folder or self._folder), str(self._out)]) + "\n")
-        self._server.stdin.flush()
-        self._pid = int(self._line())
-
-    @property
-    def out(self) -> str:
-        """What the job printed so far."""
-        return self._out.read_text() if self._out.exists() else ""
-
-    def has_ended(self) -> bool:
-        """Whether the job has ended."""
-        return not psutil.pid_exists(self._pid)
-
-    def wait_for(self, pattern: str) -> bool:
-        """Whether its output has the pattern before it ends."""
-        deadline = time.monotonic() + PATIENCE
-        while time.monotonic() < deadline:
-            ended = self.has_ended()
-            if re.search(pattern, self.out):
-                return True
-            if ended:
-                return False
-            time.sleep(0.02)
-        raise AssertionError(self.out)
-
-    def kill(self) -> None:
-        """End it by SIGKILL."""
-        with suppress(ProcessLookupError):
-            os.kill(self._pid, signal.SIGKILL)
-
-    def wait(self) -> int:
-        """Its exit code."""
-        return int(self._line())
-
-    def end(self) -> None:
-        """End the last job and what forks them."""
-        self._server.kill()
-        self._server.communicate(timeout=10)
-        with suppress(ProcessLookupError):
-            os.killpg(self._pid, signal.SIGKILL)
-
-    def _line(self) -> str:
-        assert self._server.stdout is not None
-        line = self._server.stdout.readline()
-        assert line, self.out
-        return line
-
-
-@pytest.fixture
-def jobs(store: Runs, tmp_path: Path) -> Iterator[Jobs]:
-    more = {
-        "MLFLOW_TRACKING_URI": store.uri,
-        "MLFLOW_EXPERIMENT_NAME": "resume",
-        "MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING": "false",
-    }
-    some = Jobs(tmp_path / "killed", environment(**more))
-    yield some
-    some.end()
+def begins(child: Child, pattern: str) -> bool:
+    """Whether its output has the pattern before it ends."""
+    try:
+        child.wait_for(pattern)
+    except AssertionError:
+        if child.process.poll() is None:
+            raise
+        return False
+    return True
 
 
 def series(store: Runs, run: Any) -> dict[str, list[tuple[int, float]]]:
@@ -157,34 +60,41 @@ def check_same(store: Runs, one: Any, other: Any, tmp_path: Path) -> None:
     assert [len(store.models(run)) for run in (one, other)] == [1, 1]
 
 
-def test_jobs_killed_at_20_moments_end_as_if_they_had_not_been(store: Runs, jobs: Jobs, tmp_path: Path) -> None:
+def test_jobs_killed_at_20_moments_end_as_if_they_had_not_been(store: Runs, spawn: Spawn, tmp_path: Path) -> None:
     """Each kill comes at a random moment, seeded, after the data are read: while the run is described, in steps, while
     checkpoints are written, in validation, and, in the last epochs, while the run is concluded."""
+
+    def start(*words: str, name: str = "killed") -> Child:
+        return spawn(
+            *imgcls("train", *words), folder=tmp_path / name, MLFLOW_TRACKING_URI=store.uri,
+            MLFLOW_EXPERIMENT_NAME="resume", MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING="false",
+        )  # fmt: skip
+
     choose = random.Random(0)
-    jobs.start("train", "digits", *SMALL, folder=tmp_path / "whole")
-    assert jobs.wait() == 0, jobs.out
+    whole = start("digits", *SMALL, name="whole")
+    assert whole.wait() == 0, whole.err
     expected = store.only("resume")
     kills = 0
     run_id: str | None = None
     while kills < KILLS or run_id is not None:
         words = ["digits", *SMALL, *OFTEN] if run_id is None else ["--resume", run_id]
-        jobs.start("train", *words, "--data.num_workers", choose.choice(["0", "0", "1"]))
+        child = start(*words, "--data.num_workers", choose.choice(["0", "0", "1"]))
         if kills < KILLS:
             # Before the first epoch now and then; mostly later, or nothing would be gone on with.
             begun = "1,797 images" if choose.random() < 0.15 else r"epoch +\d+/|going on"
-            if not jobs.wait_for(begun):
-                assert jobs.wait() == 2, jobs.out
-                assert "it ended before its training began" in jobs.out
+            if not begins(child, begun):
+                assert child.wait() == 2, child.err
+                assert "it ended before its training began" in child.err
                 assert run_id is not None
                 store.client.set_terminated(run_id, "KILLED")
                 run_id = None
                 continue
             time.sleep(choose.uniform(0, 1.0))
-        if kills < KILLS and not jobs.has_ended():
-            jobs.kill()
+        if kills < KILLS and child.process.poll() is None:
+            child.process.kill()
             kills += 1
-        code = jobs.wait()
-        assert code in (0, -9), jobs.out
+        code = child.wait()
+        assert code in (0, -9), child.err
         left = [run.info.run_id for run in store.of("resume") if run.info.status == "RUNNING"]
         assert len(left) <= (code == -9)
         run_id = left[0] if left else None

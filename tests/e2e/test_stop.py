@@ -17,9 +17,10 @@ pytestmark = pytest.mark.slow
 FIRST_EPOCH = r"epoch +1/500 "
 
 
-def training(spawn: Spawn, store: Runs, experiment: str, *words: str) -> Child:
+def training(spawn: Spawn, store: Runs, experiment: str, *, fresh: bool = False) -> Child:
     return spawn(
-        *imgcls("train", "digits", "--train.epochs", "500", *words),
+        *imgcls("train", "digits", "--train.epochs", "500"),
+        fresh=fresh,
         MLFLOW_TRACKING_URI=store.uri,
         MLFLOW_EXPERIMENT_NAME=experiment,
     )
@@ -74,7 +75,7 @@ def test_a_signal_before_training_leaves_no_run_open(store: Runs, spawn: Spawn) 
         (0.1, "1,797 images"),
         (0.4, "1,797 images"),
     ]:
-        child = training(spawn, store, "early")
+        child = training(spawn, store, "early", fresh=pattern is None)
         if pattern is not None:
             child.wait_for(pattern)
         time.sleep(delay)

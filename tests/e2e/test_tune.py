@@ -95,7 +95,7 @@ def test_killed_workers_lose_no_trial(store: Runs, spawn: Spawn, database: str) 
 
 def _kill_three_times(store: Runs, spawn: Spawn, storage: str, experiment: str) -> None:
     words = ("--trials", "40", "--workers", "2", "--storage", storage)
-    child = sweeping(spawn, store, experiment, *words, epochs=4)
+    child = sweeping(spawn, store, experiment, *words)
     child.wait_for(r"1/40 ")
     choice, killed = random.Random(5), 0
     while killed < 3 and child.process.poll() is None:
@@ -157,9 +157,9 @@ def test_another_space_under_the_same_name_is_refused_with_what_differs(store: R
 
 def test_two_commands_share_one_sweep(store: Runs, spawn: Spawn) -> None:
     words = ("--trials", "12", "--search.pruner", "none")  # long enough for the second to come in time
-    first = sweeping(spawn, store, "shared", *words, epochs=40)
+    first = sweeping(spawn, store, "shared", *words, epochs=10)
     first.wait_for("sweep 'digits' in ")
-    second = sweeping(spawn, store, "shared", *words, "--storage", f"{first.folder}/optuna.db", epochs=40)
+    second = sweeping(spawn, store, "shared", *words, "--storage", f"{first.folder}/optuna.db", epochs=10)
     assert (first.wait(), second.wait()) == (0, 0), first.err + second.err
     assert "another process leads the sweep; this one joins it" in second.out
     assert not (second.folder / "outputs").exists()
