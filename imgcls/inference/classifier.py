@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,16 @@ from imgcls.inference.decoding import Loaded, decoded
 from imgcls.models.family import FAMILIES, ModelConfig, StagedModel, build
 
 WEIGHTS, SPEC = "model.safetensors", "model.json"
+
+
+def exact_convolutions() -> AbstractContextManager[None]:
+    """Within it a GPU's convolutions are computed in full fp32, as a served model computes them on a CPU.
+
+    TF32, which cuDNN takes otherwise, would differ from that by far more than rounding.
+    """
+    # `flags` switches off what it is not told, and that would be cuDNN as a whole.
+    flags: AbstractContextManager[None] = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
+    return flags
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from torch.func import functional_call
 
 from imgcls.data.decode import Pixels
 from imgcls.errors import UserError
-from imgcls.inference.classifier import Classifier
+from imgcls.inference.classifier import Classifier, exact_convolutions
 from imgcls.models.family import StagedModel
 
 INNER = ("blocks", "stages", "layers", "features")
@@ -92,8 +92,7 @@ def explain(
     if not images:
         return []
     found: list[Explanation] = []
-    # A GPU's TF32 convolutions would give other probabilities than `predict`.
-    with classifier.module.evaluating(), torch.backends.cudnn.flags(allow_tf32=False):
+    with classifier.module.evaluating(), exact_convolutions():
         place = _place(classifier, classifier.preprocessing.load(images[0]), stage)
         for start in range(0, len(images), batch_size):
             pixels = np.stack([classifier.preprocessing.load(image) for image in images[start : start + batch_size]])

@@ -18,7 +18,7 @@ from torch import nn
 from imgcls.data.augment import SMALL, Preprocessing
 from imgcls.data.decode import Pixels
 from imgcls.errors import UserError
-from imgcls.inference.classifier import Classifier
+from imgcls.inference.classifier import Classifier, exact_convolutions
 
 Members = Classifier | Sequence[tuple[Classifier, float]]
 """One classifier, or several with the weights of their probabilities."""
@@ -266,8 +266,7 @@ def _check(
     pixels = _samples(members[0].preprocessing)
     expected = np.zeros((len(pixels), len(members[0].classes)), np.float64)
     for member, weight in zip(members, weights, strict=True):
-        # A GPU's TF32 convolutions would be off by more than the tolerance.
-        with member.module.evaluating(), torch.backends.cudnn.flags(allow_tf32=False):
+        with member.module.evaluating(), exact_convolutions():
             device = next(member.module.parameters()).device
             inputs = member.preprocessing.to_input(torch.from_numpy(pixels).to(device))
             expected += weight * member.module(inputs).float().softmax(1).cpu().numpy()

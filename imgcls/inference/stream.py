@@ -5,19 +5,17 @@ import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from imgcls.data.decode import Pixels
 from imgcls.errors import UserError
 from imgcls.evaluation.ensemble import combine
-from imgcls.inference.classifier import Classifier
+from imgcls.inference.classifier import Classifier, exact_convolutions
 from imgcls.inference.ensemble import Ensemble, Model, members_of
 from imgcls.inference.views import ONE, ViewMaker, Views
 
@@ -111,17 +109,17 @@ def stream(
                 waiting.append([pool.submit(load, item) for item in some])
             if not waiting:
                 return
-            yield from _batch(model, [future.result() for future in waiting.popleft()], views, device)
+            yield from _batch(model, [future.result() for future in waiting.popleft()], views)
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _batch(model: Model, loaded: list[_Loaded], views: Views, device: str) -> Iterator[Seen]:
+def _batch(model: Model, loaded: list[_Loaded], views: Views) -> Iterator[Seen]:
     good = [item for item in loaded if not item.error]
     found: Iterator[Probabilities] = iter(())
     if good:
         each = [
-            _member(member, [item.views[number] for item in good], views, device)
+            _member(member, [item.views[number] for item in good], views)
             for number, member in enumerate(members_of(model))
         ]
         found = iter(model.combined(each) if isinstance(model, Ensemble) else each[0])
@@ -129,12 +127,10 @@ def _batch(model: Model, loaded: list[_Loaded], views: Views, device: str) -> It
         yield Seen(item.name, None if item.error else next(found), item.error)
 
 
-def _member(member: Classifier, images: list[Pixels], views: Views, device: str) -> Probabilities:
+def _member(member: Classifier, images: list[Pixels], views: Views) -> Probabilities:
     """(N, C) probabilities of N times (V, S, S, C) views."""
-    # A GPU's TF32 convolutions would differ from the served model's by far more than rounding.
-    exact = torch.backends.cudnn.flags(allow_tf32=False) if device == "cuda" else nullcontext()
     pixels = np.concatenate(images)
-    with exact:
+    with exact_convolutions():
         probs = np.concatenate(
             [member.of_pixels(pixels[k : k + MOST_BATCH]) for k in range(0, len(pixels), MOST_BATCH)]
         )
