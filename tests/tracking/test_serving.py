@@ -384,6 +384,9 @@ def test_an_address_that_is_not_this_machine_s_is_an_error() -> None:
         listener("192.0.2.1", 0)
     with pytest.raises(UserError, match="--host no such host! is no address"):
         listener("no such host!", 0)
+    for host in ("127..0.0.1", "a" * 64 + ".example"):
+        with pytest.raises(UserError, match=f"--host {host} is no address: .* Expected one of this machine's"):
+            listener(host, 0)
 
 
 def test_images_are_read_in_their_order_whatever_they_are() -> None:
