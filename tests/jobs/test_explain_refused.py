@@ -1,4 +1,4 @@
-"""What `explain` refuses before it has a run: images, and places for its figure."""
+"""What `explain` refuses before it has a run, images and places for its figure, and `export` places for its file."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +11,7 @@ from imgcls.evaluation import plots
 from imgcls.jobs import explain as job
 from imgcls.jobs.console import Console
 from imgcls.jobs.explain import run_explain
+from imgcls.jobs.export import run_export
 from imgcls.jobs.signals import Signals
 from tests.inference.test_classifier import classifier, noise, png
 
@@ -85,3 +86,10 @@ def test_an_error_while_it_is_written_leaves_what_was_there_before(
     monkeypatch.setattr(plots, "save", torn)
     assert "cannot be written: No space left on device" in refusal(tmp_path, [photo], output)
     assert [(path.name, path.read_text()) for path in output.parent.iterdir()] == [("maps.png", "before")]
+
+
+def test_an_export_to_a_place_that_cannot_be_written_is_an_error_that_says_why(tmp_path: Path) -> None:
+    classifier().save(tmp_path / "model")
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"^cannot write .*file/deep/model\.pt2: .*Not a directory"):
+        run_export(str(tmp_path / "model"), tmp_path / "file/deep/model.pt2", Console(quiet=True))
