@@ -1,6 +1,7 @@
 """From encoded bytes to pixels, the same way in training and in a served model."""
 
 import io
+import re
 import threading
 import warnings
 from typing import Any
@@ -75,7 +76,8 @@ def decode(data: bytes, *, channels: int, short_side: int | None = None) -> Pixe
     except DecodeError:
         raise
     except Exception as error:  # Pillow's plug-ins raise whatever their parser happens to: struct.error, …
-        raise DecodeError(f"it cannot be decoded ({type(error).__name__}: {error})") from error
+        why = re.sub(r" <_io\.BytesIO object at 0x[0-9a-f]+>", "", str(error))  # which says nothing to anybody
+        raise DecodeError(f"it cannot be decoded ({type(error).__name__}: {why})") from error
 
 
 def shrink(pixels: Pixels, short_side: int | None) -> Pixels:

@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 
 from imgcls.errors import UserError
-from imgcls.evaluation.classes import class_table
 from imgcls.evaluation.intervals import Interval, bootstrap, holm, labelled, mcnemar, paired_bootstrap, wilson
+from imgcls.evaluation.metrics import per_class_table
 from imgcls.tables import History, Predictions
 
 FIGURES = ("best/val_acc", "best/val_f1", "best/val_loss", "test/acc", "test/f1", "speed/images_per_s", "seconds")
@@ -166,7 +166,7 @@ def class_changes(challenger: Predictions, champion: Predictions) -> pd.DataFram
     """
     a = labelled(challenger)
     b = labelled(in_order_of(in_classes_of(champion, challenger), challenger))
-    tables = [class_table(one) for one in (a, b)]
+    tables = [per_class_table(one) for one in (a, b)]
     right_a, right_b = a.predicted == a.labels, b.predicted == b.labels
     p_values = [mcnemar(right_a[a.labels == k], right_b[a.labels == k]) for k in range(len(a.classes))]
     table = tables[0][["class", "support", "recall"]].assign(champion_recall=tables[1]["recall"])

@@ -5,7 +5,6 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-from scipy.optimize import minimize
 
 from imgcls.errors import UserError
 from imgcls.evaluation.intervals import labelled
@@ -173,6 +172,8 @@ def fit_weights(members: Sequence[Predictions]) -> Floats:
     Raises:
         UserError: the members do not go together (see `aligned`), or no image has a label.
     """
+    from scipy.optimize import minimize  # here, for it takes a while and hardly anybody needs it
+
     chosen = _true_probs([labelled(member) for member in aligned(members)])
     num = chosen.shape[1]
 

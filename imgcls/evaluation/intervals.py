@@ -7,7 +7,6 @@ from functools import partial
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
 
 from imgcls.errors import UserError
 from imgcls.tables import Predictions
@@ -124,6 +123,8 @@ def wilson(hits: int, n: int) -> Interval:
     assert 0 <= hits <= n, f"{hits} of {n}"
     if n == 0:
         return 0.0, 1.0
+    from scipy import stats  # in the functions that need it, for it takes half a second
+
     z = float(stats.norm.ppf((1 + CONFIDENCE) / 2))
     share = hits / n
     centre = (share + z * z / (2 * n)) / (1 + z * z / n)
@@ -145,6 +146,8 @@ def mcnemar(a_right: npt.ArrayLike, b_right: npt.ArrayLike) -> float:
     only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
     if only_a + only_b == 0:
         return 1.0
+    from scipy import stats
+
     return float(stats.binomtest(only_a, only_a + only_b, 0.5).pvalue)
 
 
@@ -175,6 +178,8 @@ def t_interval(values: Sequence[float] | Floats) -> tuple[float, float, float]:
     mean = float(array.mean())
     if len(array) == 1:
         return mean, float("nan"), float("nan")
+    from scipy import stats
+
     half = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(array) - 1) * array.std(ddof=1) / np.sqrt(len(array)))
     return mean, mean - half, mean + half
 

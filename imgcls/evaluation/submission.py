@@ -1,4 +1,4 @@
-"""A submission file in the form of a competition's sample: exactly its columns, order and ids."""
+"""What a competition's sample submission asks for: which classes its columns are, and which images its ids."""
 
 import csv
 from collections.abc import Callable, Sequence
@@ -8,7 +8,6 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from imgcls.errors import UserError
-from imgcls.tables import Predictions
 
 NAMED = 3
 """Ids or columns that an error names."""
@@ -81,47 +80,11 @@ def _twice(names: Sequence[str]) -> str:
     raise AssertionError("no name occurs twice")
 
 
-def write_submission(predictions: Predictions, sample: Sample | Path, path: Path) -> None:
-    """Write predictions as a CSV file with exactly the sample's columns and ids, in its order.
-
-    The first column holds the ids. One further column gets the name of the most probable class, unless it is itself
-    called like a class: then it gets that class's probability. Several get the probabilities of the classes that they
-    are called like, one for each class. An id of the sample may be an image's id, its file name, or that without its
-    ending; the first of these under which all agree counts.
-
-    The file appears when it is complete: an error leaves what was there before.
-
-    Args:
-        predictions: of exactly the sample's images, in any order.
-        sample: as read by `read_sample`, or its path.
-        path: the file to write.
-
-    Raises:
-        UserError: the sample cannot be read, an id is missing or too much, or columns and classes do not agree.
-    """
-    read = read_sample(sample) if isinstance(sample, Path) else sample
-    columns = columns_of(read, predictions.classes)
-    rows = rows_of(read, predictions.ids)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
-    try:
-        with part.open("w", encoding="utf-8", newline="") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(read.header)
-            if columns is None:
-                predicted = predictions.predicted[rows]
-                writer.writerows(zip(read.ids, (predictions.classes[k] for k in predicted), strict=True))
-            else:
-                for name, row in zip(read.ids, rows, strict=True):
-                    # As the shortest text that gives the same float32.
-                    writer.writerow([name, *predictions.probs[row, columns].astype(str)])
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
 def columns_of(sample: Sample, classes: tuple[str, ...]) -> list[int] | None:
-    """The class of each column after the first; None where the only one is for the label.
+    """The class of each column after the first, which holds the ids; None where the only one is for the label.
+
+    Several columns are for the probabilities of the classes that they are called like, one for each class. A single one
+    is for the label, unless it is itself called like a class: then it is for that class's probability.
 
     Raises:
         UserError: columns and classes do not agree.
@@ -150,8 +113,11 @@ def columns_of(sample: Sample, classes: tuple[str, ...]) -> list[int] | None:
 def rows_of(sample: Sample, ids: Sequence[str]) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
     """The image of each of the sample's ids, as a row of `ids`.
 
+    An id of the sample may be an image's id, its file name, or that without its ending; the first of these under which
+    all agree counts.
+
     Raises:
-        UserError: an id is missing or too much, under each of the spellings that `write_submission` names.
+        UserError: an id is missing or too much, under each of these spellings.
     """
     wanted = set(sample.ids)
     best: tuple[int, str, list[str]] | None = None

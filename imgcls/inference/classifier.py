@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,16 @@ from imgcls.inference.decoding import Loaded, decoded
 from imgcls.models.family import FAMILIES, ModelConfig, StagedModel, build
 
 WEIGHTS, SPEC = "model.safetensors", "model.json"
+
+
+def exact_convolutions() -> AbstractContextManager[None]:
+    """Within it a GPU's convolutions are computed in full fp32, as a served model computes them on a CPU.
+
+    TF32, which cuDNN takes otherwise, would differ from that by far more than rounding.
+    """
+    # `flags` switches off what it is not told, and that would be cuDNN as a whole.
+    flags: AbstractContextManager[None] = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
+    return flags
 
 
 @dataclass(frozen=True)
@@ -86,15 +97,8 @@ class Classifier:
         Raises:
             DecodeError: bytes that are not a readable image.
         """
-        parts = [np.zeros((0, len(self.classes)), np.float32)]
-        for batch in self._decoded(images, batch_size):
-            pixels = []
-            for loaded in batch:
-                if isinstance(loaded, DecodeError):
-                    raise loaded
-                pixels.append(loaded)
-            parts.append(self.of_pixels(np.stack(pixels)))
-        return np.concatenate(parts)
+        [probs], _ = of_images([self], images, batch_size=batch_size, past_errors=False)
+        return probs
 
     def try_probabilities(
         self, images: Sequence[bytes | Pixels], *, batch_size: int = 64
@@ -104,13 +108,7 @@ class Classifier:
         Returns:
             (N, C) probabilities, NaN in the rows that have none, and for each image why it has none, or None.
         """
-        probs = np.full((len(images), len(self.classes)), np.nan, np.float32)
-        errors: list[DecodeError | None] = []
-        for batch in self._decoded(images, batch_size):
-            good = {len(errors) + k: one for k, one in enumerate(batch) if not isinstance(one, DecodeError)}
-            errors += [one if isinstance(one, DecodeError) else None for one in batch]
-            if good:
-                probs[list(good)] = self.of_pixels(np.stack(list(good.values())))
+        [probs], errors = of_images([self], images, batch_size=batch_size)
         return probs, errors
 
     def _decoded(self, images: Sequence[bytes | Pixels], batch_size: int) -> Iterator[list[Loaded]]:
@@ -125,3 +123,42 @@ class Classifier:
         logits = [self.module(self.preprocessing.to_input(part)).float() for part in self.preprocessing.parts(batch)]
         probs: npt.NDArray[np.float32] = torch.cat(logits).softmax(1).cpu().numpy()
         return probs
+
+
+def of_images(
+    classifiers: Sequence[Classifier],
+    images: Sequence[bytes | Pixels],
+    *,
+    batch_size: int,
+    past_errors: bool = True,
+) -> tuple[list[npt.NDArray[np.float32]], list[DecodeError | None]]:
+    """What classifiers of the same preprocessing say of images, each of which is decoded once for all of them.
+
+    Args:
+        classifiers: one or more, on the same device.
+        images: N images, each encoded bytes or (H, W[, 3]) uint8 pixels.
+        batch_size: images that are computed at once.
+        past_errors: whether an image that cannot be read spoils its own row only.
+
+    Returns:
+        (N, C) probabilities of each classifier, NaN in the rows that have none, and for each image why it has none, or
+        None.
+
+    Raises:
+        DecodeError: an image cannot be read, unless the others are to be labelled all the same.
+    """
+    first = classifiers[0]
+    assert all(one.preprocessing == first.preprocessing for one in classifiers)
+    probs = [np.full((len(images), len(one.classes)), np.nan, np.float32) for one in classifiers]
+    errors: list[DecodeError | None] = []
+    for batch in first._decoded(images, batch_size):
+        good = {len(errors) + k: one for k, one in enumerate(batch) if not isinstance(one, DecodeError)}
+        found = [one if isinstance(one, DecodeError) else None for one in batch]
+        if not past_errors and (error := next(filter(None, found), None)) is not None:
+            raise error
+        errors += found
+        if good:
+            pixels = np.stack(list(good.values()))
+            for rows, one in zip(probs, classifiers, strict=True):
+                rows[list(good)] = one.of_pixels(pixels)
+    return probs, errors

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from imgcls.data.augment import Preprocessing
 from imgcls.data.decode import DecodeError, Pixels
 from imgcls.errors import UserError
 from imgcls.evaluation.ensemble import combine
-from imgcls.inference.classifier import SPEC, Classifier
+from imgcls.inference.classifier import SPEC, Classifier, of_images
 from imgcls.inference.views import COMBINES, Combine
 
 ENSEMBLE = "ensemble.json"
@@ -98,7 +99,7 @@ class Ensemble:
         Raises:
             DecodeError: bytes that are not a readable image.
         """
-        return self.combined([member.probabilities(images, batch_size=batch_size) for member in self.members])
+        return self.combined(self._of_each(images, batch_size, past_errors=False)[0])
 
     def try_probabilities(
         self, images: Sequence[bytes | Pixels], *, batch_size: int = 64
@@ -108,13 +109,28 @@ class Ensemble:
         Returns:
             (N, C) probabilities, NaN in the rows that have none, and for each image why it has none, or None.
         """
-        each = [member.try_probabilities(images, batch_size=batch_size) for member in self.members]
-        errors = [next((e for e in row if e), None) for row in zip(*(found for _, found in each), strict=True)]
+        each, errors = self._of_each(images, batch_size, past_errors=True)
         good = [row for row, error in enumerate(errors) if error is None]
         probs = np.full((len(images), len(self.classes)), np.nan, np.float32)
         if good:
-            probs[good] = self.combined([values[good] for values, _ in each])
+            probs[good] = self.combined([values[good] for values in each])
         return probs, errors
+
+    def _of_each(
+        self, images: Sequence[bytes | Pixels], batch_size: int, *, past_errors: bool
+    ) -> tuple[list[Probabilities], list[DecodeError | None]]:
+        """As `of_images`, of members whose preprocessing may differ."""
+        alike: dict[Preprocessing, list[int]] = {}
+        for number, member in enumerate(self.members):
+            alike.setdefault(member.preprocessing, []).append(number)
+        each: dict[int, Probabilities] = {}
+        errors: list[DecodeError | None] = [None] * len(images)
+        for numbers in alike.values():
+            some = [self.members[number] for number in numbers]
+            probs, found = of_images(some, images, batch_size=batch_size, past_errors=past_errors)
+            each |= dict(zip(numbers, probs, strict=True))
+            errors = [before or new for before, new in zip(errors, found, strict=True)]
+        return [each[number] for number in range(len(self.members))], errors
 
 
 Model = Classifier | Ensemble

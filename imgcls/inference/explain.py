@@ -1,5 +1,6 @@
 """Where a network looked: Grad-CAM heat maps of single images, for any family (the door to captum)."""
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -13,7 +14,7 @@ from torch.func import functional_call
 
 from imgcls.data.decode import Pixels
 from imgcls.errors import UserError
-from imgcls.inference.classifier import Classifier
+from imgcls.inference.classifier import Classifier, exact_convolutions
 from imgcls.models.family import StagedModel
 
 INNER = ("blocks", "stages", "layers", "features")
@@ -76,7 +77,8 @@ def explain(
     Args:
         classifier: any; frozen or not, on any device.
         images: N images, each encoded bytes or (H, W[, 3]) uint8 pixels.
-        targets: N classes, by index or name; None explains the predicted ones.
+        targets: N classes, by name or by index, which may be a text, too, that is no class's name; None explains the
+            predicted ones.
         stage: where the map is read; None takes the last place before the head whose output is a grid of more than
             one place that the logits depend on.
         batch_size: images that are computed at once.
@@ -92,8 +94,7 @@ def explain(
     if not images:
         return []
     found: list[Explanation] = []
-    # A GPU's TF32 convolutions would give other probabilities than `predict`.
-    with classifier.module.evaluating(), torch.backends.cudnn.flags(allow_tf32=False):
+    with classifier.module.evaluating(), exact_convolutions():
         place = _place(classifier, classifier.preprocessing.load(images[0]), stage)
         for start in range(0, len(images), batch_size):
             pixels = np.stack([classifier.preprocessing.load(image) for image in images[start : start + batch_size]])
@@ -131,10 +132,11 @@ def _indices(targets: Sequence[int | str], count: int, classes: tuple[str, ...])
         raise UserError(f"found {len(targets)} target classes for {count} images; give one for each image, or none.")
     indices = []
     for target in targets:
+        index = _index(target) if isinstance(target, str) else target
         if isinstance(target, str) and target in classes:
             indices.append(classes.index(target))
-        elif not isinstance(target, str) and 0 <= target < len(classes):
-            indices.append(int(target))
+        elif index is not None and 0 <= index < len(classes):
+            indices.append(int(index))
         else:
             near = get_close_matches(str(target), classes, n=3)
             hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
@@ -144,6 +146,11 @@ def _indices(targets: Sequence[int | str], count: int, classes: tuple[str, ...])
                 f"0 to {len(classes) - 1}.{hint}"
             )
     return indices
+
+
+def _index(target: str) -> int | None:
+    """The index that a text is, as the command line has all its words."""
+    return int(target) if re.fullmatch(r"[0-9]{1,9}", target) else None
 
 
 def _layers(model: StagedModel) -> dict[str, nn.Module]:

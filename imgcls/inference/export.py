@@ -18,7 +18,7 @@ from torch import nn
 from imgcls.data.augment import SMALL, Preprocessing
 from imgcls.data.decode import Pixels
 from imgcls.errors import UserError
-from imgcls.inference.classifier import Classifier
+from imgcls.inference.classifier import Classifier, exact_convolutions
 
 Members = Classifier | Sequence[tuple[Classifier, float]]
 """One classifier, or several with the weights of their probabilities."""
@@ -92,24 +92,23 @@ def to_onnx(members: Members, path: Path) -> None:
             f"the weights take {size / 1e9:.1f} GB, and one ONNX file holds {MOST_ONNX_BYTES / 1e9:.1f} GB. Export to "
             ".pt2, which has no such limit."
         )
-    with _written(path, ".onnx") as part:
-        with _failing("ONNX"):
-            program = torch.onnx.export(
-                Served(used, weights),
-                (_example(used[0]),),
-                dynamo=True,
-                dynamic_shapes=_dynamic(),
-                input_names=[INPUT],
-                output_names=[OUTPUT],
-                verbose=False,
-            )
-            assert program is not None
-            for node in program.model.graph:
-                node.metadata_props.clear()  # where on this machine the code stands that made it
-            program.model.metadata_props.clear()
-            program.model.metadata_props.update(_about(used, weights))
-            program.save(part, external_data=False)
-            session = onnxruntime.InferenceSession(part, providers=["CPUExecutionProvider"])
+    with _written(path, ".onnx") as part, _failing("ONNX"):
+        program = torch.onnx.export(
+            Served(used, weights),
+            (_example(used[0]),),
+            dynamo=True,
+            dynamic_shapes=_dynamic(),
+            input_names=[INPUT],
+            output_names=[OUTPUT],
+            verbose=False,
+        )
+        assert program is not None
+        for node in program.model.graph:
+            node.metadata_props.clear()  # where on this machine the code stands that made it
+        program.model.metadata_props.clear()
+        program.model.metadata_props.update(_about(used, weights))
+        program.save(part, external_data=False)
+        session = onnxruntime.InferenceSession(part, providers=["CPUExecutionProvider"])
         _check(lambda pixels: session.run([OUTPUT], {INPUT: pixels})[0], used, weights, path)
 
 
@@ -130,16 +129,14 @@ def to_pt2(members: Members, path: Path) -> None:
             file gives other probabilities than the classifier.
     """
     used, weights = _fitting(members)
-    with _written(path, ".pt2") as part:
-        with _failing("a .pt2 file"):
-            program = torch.export.export(Served(used, weights), (_example(used[0]),), dynamic_shapes=_dynamic())
-            program.example_inputs = None  # the only thing that would be pickled
-            for node in program.graph.nodes:
-                node.meta.pop("stack_trace", None)  # where on this machine the code stands that made it
-            torch.export.save(program, part, extra_files=_about(used, weights))
+    with _written(path, ".pt2") as part, _failing("a .pt2 file"):
+        program = torch.export.export(Served(used, weights), (_example(used[0]),), dynamic_shapes=_dynamic())
+        program.example_inputs = None  # the only thing that would be pickled
+        for node in program.graph.nodes:
+            node.meta.pop("stack_trace", None)  # where on this machine the code stands that made it
+        torch.export.save(program, part, extra_files=_about(used, weights))
         run = torch.export.load(part).module()
-        with torch.no_grad():
-            _check(lambda pixels: run(torch.from_numpy(pixels)).numpy(), used, weights, path)
+        _check(lambda pixels: run(torch.from_numpy(pixels)).numpy(), used, weights, path)
 
 
 def _fitting(members: Members) -> tuple[list[Classifier], list[float]]:
@@ -266,8 +263,7 @@ def _check(
     pixels = _samples(members[0].preprocessing)
     expected = np.zeros((len(pixels), len(members[0].classes)), np.float64)
     for member, weight in zip(members, weights, strict=True):
-        # A GPU's TF32 convolutions would be off by more than the tolerance.
-        with member.module.evaluating(), torch.backends.cudnn.flags(allow_tf32=False):
+        with member.module.evaluating(), exact_convolutions():
             device = next(member.module.parameters()).device
             inputs = member.preprocessing.to_input(torch.from_numpy(pixels).to(device))
             expected += weight * member.module(inputs).float().softmax(1).cpu().numpy()

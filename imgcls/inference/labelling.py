@@ -2,7 +2,6 @@
 
 import base64
 import binascii
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -73,7 +72,7 @@ def label_images(model: Model, cells: Sequence[Any], *, batch_size: int = 64) ->
     if images:
         rows = list(images)
         probs[rows], found = model.try_probabilities(list(images.values()), batch_size=batch_size)
-        errors |= {row: _told(error) for row, error in zip(rows, found, strict=True) if error is not None}
+        errors |= {row: str(error) for row, error in zip(rows, found, strict=True) if error is not None}
     return _labels(model, probs, errors)
 
 
@@ -92,11 +91,6 @@ def _labels(model: Model, probs: npt.NDArray[np.float32], errors: dict[int, str]
         table.top_labels.append([] if error else [model.classes[k] for k in top])
         table.top_probabilities.append([] if error else values)
     return table
-
-
-def _told(error: DecodeError) -> str:
-    """The reason without the address in memory that Pillow names the bytes by."""
-    return re.sub(r" <_io\.BytesIO object at 0x[0-9a-f]+>", "", str(error))
 
 
 def image_of(cell: Any) -> bytes | Pixels:

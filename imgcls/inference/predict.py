@@ -6,6 +6,7 @@ from torch import nn
 
 from imgcls.data.augment import Preprocessing
 from imgcls.data.loading import Batches
+from imgcls.inference.classifier import exact_convolutions
 from imgcls.tables import Manifest, Predictions
 
 
@@ -25,8 +26,7 @@ def predict(
     """
     model.eval()
     probs = []
-    # A GPU's TF32 convolutions would differ from the served model's by far more than rounding.
-    with torch.backends.cudnn.flags(allow_tf32=False):
+    with exact_convolutions():
         for batch in loader.epoch(0):
             images = batch.images.to(device, non_blocking=True)
             parts = (images,) if batch.is_features else preprocessing.parts(images)

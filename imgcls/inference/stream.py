@@ -5,25 +5,24 @@ import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
+from imgcls.data.augment import Preprocessing
 from imgcls.data.decode import Pixels
 from imgcls.errors import UserError
 from imgcls.evaluation.ensemble import combine
-from imgcls.inference.classifier import Classifier
+from imgcls.inference.classifier import Classifier, exact_convolutions
 from imgcls.inference.ensemble import Ensemble, Model, members_of
 from imgcls.inference.views import ONE, ViewMaker, Views
 
 Probabilities = npt.NDArray[np.float32]
-MOST_BATCH = 64
-"""Images a batch, of all views together."""
+BATCH_SIZE = 64
+"""Images a batch, of all views together, where nothing else is asked for."""
 MOST_THREADS = 16
 
 
@@ -56,8 +55,8 @@ class Seen(NamedTuple):
 @dataclass(frozen=True)
 class _Loaded:
     name: str
-    views: list[Pixels]
-    """(V, S, S, C) for each member."""
+    views: dict[Preprocessing, Pixels]
+    """(V, S, S, C) for each preprocessing that a member has."""
     error: str
 
 
@@ -67,7 +66,7 @@ def stream(
     *,
     views: Views = ONE,
     device: str = "cpu",
-    batch_size: int = MOST_BATCH,
+    batch_size: int = BATCH_SIZE,
     num_threads: int | None = None,
 ) -> Generator[Seen]:
     """What the model says of each image, in their order; computed in fp32, as a served model computes it.
@@ -79,28 +78,30 @@ def stream(
         items: the images; read when their turn comes.
         views: what is looked at of each.
         device: where to compute.
-        batch_size: images a batch, 1 or more; fewer where each has several views.
+        batch_size: images that are computed together, of all views, 1 or more.
         num_threads: that read images; None: one for each core, up to 16.
 
     Raises:
         UserError: views are those of a training that is not known.
     """
     members = members_of(model)
+    distinct = dict.fromkeys(member.preprocessing for member in members)
     for member in members:
         member.module.to(device).eval()
-        ViewMaker(member.preprocessing, views)  # fails here, and not in a thread
+    for steps in distinct:
+        ViewMaker(steps, views)  # fails here, and not in a thread
     size = max(1, batch_size // views.num)
     makers = threading.local()
 
     def load(item: Item) -> _Loaded:
         if not hasattr(makers, "each"):
-            makers.each = [ViewMaker(member.preprocessing, views) for member in members]
+            makers.each = {steps: ViewMaker(steps, views) for steps in distinct}
         try:
             image = item.read()
-            return _Loaded(item.name, [maker(image, item.name) for maker in makers.each], "")
+            return _Loaded(item.name, {steps: maker(image, item.name) for steps, maker in makers.each.items()}, "")
         except (UserError, OSError) as error:
             why = getattr(error, "strerror", None) or str(error) or type(error).__name__
-            return _Loaded(item.name, [], why)
+            return _Loaded(item.name, {}, why)
 
     waiting: deque[list[Future[_Loaded]]] = deque()
     source = iter(items)
@@ -111,34 +112,29 @@ def stream(
                 waiting.append([pool.submit(load, item) for item in some])
             if not waiting:
                 return
-            yield from _batch(model, [future.result() for future in waiting.popleft()], views, device)
+            yield from _batch(model, [future.result() for future in waiting.popleft()], views, batch_size)
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _batch(model: Model, loaded: list[_Loaded], views: Views, device: str) -> Iterator[Seen]:
+def _batch(model: Model, loaded: list[_Loaded], views: Views, batch_size: int) -> Iterator[Seen]:
     good = [item for item in loaded if not item.error]
     found: Iterator[Probabilities] = iter(())
     if good:
-        each = [
-            _member(member, [item.views[number] for item in good], views, device)
-            for number, member in enumerate(members_of(model))
-        ]
+        pixels = {steps: np.concatenate([item.views[steps] for item in good]) for steps in good[0].views}
+        each = [_member(member, pixels[member.preprocessing], views, batch_size) for member in members_of(model)]
         found = iter(model.combined(each) if isinstance(model, Ensemble) else each[0])
     for item in loaded:
         yield Seen(item.name, None if item.error else next(found), item.error)
 
 
-def _member(member: Classifier, images: list[Pixels], views: Views, device: str) -> Probabilities:
-    """(N, C) probabilities of N times (V, S, S, C) views."""
-    # A GPU's TF32 convolutions would differ from the served model's by far more than rounding.
-    exact = torch.backends.cudnn.flags(allow_tf32=False) if device == "cuda" else nullcontext()
-    pixels = np.concatenate(images)
-    with exact:
+def _member(member: Classifier, pixels: Pixels, views: Views, batch_size: int) -> Probabilities:
+    """(N, C) probabilities of N times V (S, S, C) views, those of an image next to each other."""
+    with exact_convolutions():
         probs = np.concatenate(
-            [member.of_pixels(pixels[k : k + MOST_BATCH]) for k in range(0, len(pixels), MOST_BATCH)]
+            [member.of_pixels(pixels[k : k + batch_size]) for k in range(0, len(pixels), batch_size)]
         )
     if views.num == 1:
         return probs
-    by_view = probs.reshape(len(images), views.num, -1)
+    by_view = probs.reshape(-1, views.num, probs.shape[1])
     return combine([by_view[:, number] for number in range(views.num)], how=views.combine).astype(np.float32)

@@ -1,12 +1,13 @@
 """The verb `explain`: heat maps of where a model looked, for single images and for its mistakes."""
 
+import os
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import imgcls
-from imgcls.data.decode import Pixels
+from imgcls.data.decode import DecodeError, Pixels
 from imgcls.errors import UserError
 from imgcls.evaluation import plots
 from imgcls.inference.classifier import Classifier
@@ -16,6 +17,7 @@ from imgcls.jobs.console import Console
 from imgcls.jobs.open_model import Opened, open_model
 from imgcls.jobs.record import before_run, report_end, within_run
 from imgcls.jobs.signals import Signals
+from imgcls.jobs.surroundings import git_commit
 from imgcls.tracking import run as tracking
 from imgcls.tracking.run import TrackedRun
 
@@ -57,28 +59,31 @@ def run_explain(
         console: where to tell it.
         signals: how it is asked to end.
         model: as for `open_model`. Of an ensemble the member with the most weight is explained.
-        target: the class to explain; None: the predicted one of each image.
+        target: the class to explain, by its name or its index; None: the predicted one of each image.
         stage: where the map is read; None: the last place before the head that is a map.
-        output: a PNG file to be written, too.
+        output: a PNG file to be written, too; an error leaves what was there before.
 
     Raises:
-        UserError: there is no such model, image, class or stage, or the network has no map.
+        UserError: there is no such model, image, class or stage, an image cannot be decoded, the network has no map, or
+            the output is no PNG file, is one of the images or cannot be written.
     """
     with before_run(console):
         if not 1 <= len(images) <= plots.MOST_HEAT_MAPS:
             raise UserError(f"found {len(images)} images; expected 1 to {plots.MOST_HEAT_MAPS}, each an image file.")
+        if output is not None:
+            _check_output(output, images)
         files = [_read(name) for name in images]
         opened = open_model(model, console)
         member = main_member(opened.model)
+        pixels = [_decoded(name, data, member) for name, data in zip(images, files, strict=True)]
         targets = None if target is None else [target] * len(files)
-        found = explain(member, files, targets=targets, stage=stage)
+        found = explain(member, pixels, targets=targets, stage=stage)
         figure = plots.heat_maps(
             [heat_map(one) for one in found],
             title=f"{member.config.family}: where it looked ({found[0].stage})",
         )
         if output is not None:
-            output.parent.mkdir(parents=True, exist_ok=True)
-            plots.save(figure, output)
+            _save(figure, output)
             console.say(f"drawn: {output}")
         signals.hold()
         run = _start(opened, member)
@@ -99,7 +104,32 @@ def _start(opened: Opened, member: Classifier) -> TrackedRun:
         "imgcls.family": member.config.family,
         "imgcls.model": opened.address,
     }
+    commit = git_commit()
+    tags |= {} if commit is None else {"imgcls.git_commit": commit}
     return tracking.start(Path("outputs"), name=f"explain-{member.config.family}-{secrets.token_hex(2)}", tags=tags)
+
+
+def _check_output(output: Path, images: Sequence[str]) -> None:
+    if output.suffix.casefold() != ".png":
+        raise UserError(f"found the output {output.name!r}; expected a file ending in .png (--output).")
+    if any(output.resolve() == Path(name).resolve() for name in images):
+        raise UserError(f"the output {output} is one of the images; give another file (--output).")
+
+
+def _save(figure: plots.Figure, output: Path) -> None:
+    """Write the figure; the file appears when it is complete."""
+    part = output.with_name(f".{output.stem}.{os.getpid()}.part.png")
+    try:
+        try:
+            plots.save(figure, part)
+            part.replace(output)
+        finally:
+            part.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"the output {output} cannot be written: {error.strerror}. Give another file (--output), or mend the "
+            "rights of its folder."
+        ) from error
 
 
 def _read(name: str) -> bytes:
@@ -109,6 +139,13 @@ def _read(name: str) -> bytes:
         raise UserError(
             f"cannot read the image {name}: {error.strerror}. Expected the path of an image file."
         ) from error
+
+
+def _decoded(name: str, data: bytes, member: Classifier) -> Pixels:
+    try:
+        return member.preprocessing.pixels(data)
+    except DecodeError as error:
+        raise UserError(f"cannot read the image {name}: {error}. Give another image, or mend this one.") from error
 
 
 def main_member(model: Model) -> Classifier:

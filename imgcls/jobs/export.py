@@ -28,7 +28,6 @@ def run_export(model: str, output: Path, console: Console) -> None:
     opened = open_model(model, console)
     if isinstance(opened.model, Ensemble) and opened.model.combine == "vote":
         raise UserError("the models of this ensemble vote, which no export can. Evaluate one with --combine mean.")
-    output.parent.mkdir(parents=True, exist_ok=True)
     members = (
         list(zip(opened.model.members, opened.model.weights, strict=True))
         if isinstance(opened.model, Ensemble)

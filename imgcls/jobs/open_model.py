@@ -13,11 +13,15 @@ from imgcls.inference.ensemble import ENSEMBLE, Ensemble, Model, load_model, mem
 from imgcls.inference.views import Combine, Kind, Views
 from imgcls.jobs.console import Console
 from imgcls.recipe import Recipe, resolve
-from imgcls.tracking.model import CLASSIFIER, download_classifier, run_of_model
-from imgcls.tracking.read import read_run
+from imgcls.tracking.model import CLASSIFIER, download_classifier
+from imgcls.tracking.model_files import digest_of_run
 from imgcls.tracking.registry import read_alias
 from imgcls.tracking.store import artifact, connect
 
+_EXPECTED = (
+    f"a run id, runs:/<run id>, models:/<name>/<version>, models:/<name>@<alias>, or a folder with {SPEC} and "
+    "model.safetensors"
+)
 _PICKLES = {".pt", ".pth", ".pkl", ".pickle", ".bin", ".ckpt", ".joblib"}
 
 
@@ -57,10 +61,12 @@ class Opened:
 
     @property
     def digest(self) -> str | None:
-        """The digest of the data set that its run read; None where that is not known."""
-        if self.run_id is None:
-            return None
-        return read_run(connect(), self.run_id).tags.get("imgcls.data_digest")
+        """The digest of the data set that its run read, a deleted one too; None where that is not known.
+
+        Raises:
+            UserError: the store does not answer.
+        """
+        return None if self.run_id is None else digest_of_run(connect(), self.run_id)
 
 
 def open_model(source: str, console: Console) -> Opened:
@@ -80,9 +86,13 @@ def open_model(source: str, console: Console) -> Opened:
                 connect(), *found_alias.groups()
             ).uri  # its errors say which names and aliases there are
         with download_classifier(source) as found:
-            opened = Opened(load_model(found.folder), found.pinned, found.model_id, run_of_model(found.model_id))
+            opened = Opened(load_model(found.folder), found.pinned, found.model_id, found.run_id)
     else:
-        folder = _folder(Path(source))
+        try:
+            folder = _folder(Path(source))
+        except OSError as error:
+            why = error.strerror
+            raise UserError(f"the model {source} cannot be looked for: {why}. Expected {_EXPECTED}.") from error
         opened = Opened(load_model(folder), str(folder.absolute()))
     families = ", ".join(dict.fromkeys(member.config.family for member in members_of(opened.model)))
     size = " and ".join(str(one) for one in sorted({m.preprocessing.image_size for m in members_of(opened.model)}))
@@ -105,10 +115,7 @@ def _folder(path: Path) -> Path:
     found = next((place for place in places if any((place / name).is_file() for name in (ENSEMBLE, SPEC))), None)
     if found is None:
         there = "holds no saved classifier" if path.is_dir() else "is not there"
-        raise UserError(
-            f"the model {path} {there}. Expected a run id, runs:/<run id>, models:/<name>/<version>, "
-            f"models:/<name>@<alias>, or a folder with {SPEC} and model.safetensors."
-        )
+        raise UserError(f"the model {path} {there}. Expected {_EXPECTED}.")
     return found
 
 

@@ -17,7 +17,7 @@ def fused(module: nn.Module) -> nn.Module:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of torch.fx, about what it leaves as it is
-            found: nn.Module = fuse(twin)
-    except Exception:  # tracing runs the module's own code, which may do anything
-        return twin
+            found: nn.Module = fuse(twin, inplace=True)
+    except Exception:  # tracing runs the module's own code, which may do anything, to the copy too
+        return copy.deepcopy(module).eval()
     return found.eval()

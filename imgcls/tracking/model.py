@@ -153,11 +153,13 @@ class Downloaded:
         folder: with what `Classifier.save` wrote.
         model_id: the LoggedModel.
         pinned: an address that will always mean this very model.
+        run_id: the run that made it; None where the store does not say.
     """
 
     folder: Path
     model_id: str
     pinned: str
+    run_id: str | None
 
 
 @contextmanager
@@ -184,7 +186,7 @@ def download_classifier(source: str) -> Iterator[Downloaded]:
                 f"the model {source} ({model.model_id} in {store.uri}) has no classifier of imgcls that can be read: "
                 f"{first_line(error)}. Give a model that `imgcls train` logged, or a file of weights."
             ) from error
-        yield Downloaded(Path(local), model.model_id, pinned)
+        yield Downloaded(Path(local), model.model_id, pinned, model.source_run_id)
 
 
 def _find_model(store: Store, source: str) -> tuple[Any, str]:
@@ -212,20 +214,6 @@ def _find_model(store: Store, source: str) -> tuple[Any, str]:
         f"{source!r} names no model. Expected runs:/<run id>, models:/<name>/<version>, models:/<name>@<alias> or "
         "models:/<model id>, with 32 hexadecimal digits as an id."
     )
-
-
-def run_of_model(model_id: str) -> str | None:
-    """The run that made a LoggedModel.
-
-    Raises:
-        UserError: the store does not say.
-    """
-    store = connect()
-    try:
-        source: str | None = store.client.get_logged_model(model_id).source_run_id
-    except Exception as error:
-        raise UserError(f"the store {store.uri} does not give the model {model_id}: {first_line(error)}.") from error
-    return source
 
 
 def model_of_run(store: Store, run_id: str, name: str) -> Any:

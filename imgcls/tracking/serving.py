@@ -7,7 +7,7 @@ import socket
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
@@ -26,7 +26,7 @@ from imgcls.tracking.requests import Refused, read_images
 GRACE_SECONDS = 10
 """For so long the requests that are there may still be answered when the server is asked to end."""
 DRAIN_FACTOR = 4
-"""So many times the largest body is read and thrown away of one that is too large, for a client that sends all before
+"""So many times the largest body is read and thrown away of one that is not taken, for a client that sends all before
 it reads the answer would else see a broken connection."""
 _logger = logging.getLogger(__name__)
 
@@ -115,26 +115,24 @@ class Service:
 
     async def _invocations(self, request: Request) -> Response:
         """Images in JSON -> {"predictions": [row, ...]}, as MLflow answers."""
-        kind = _content_type(request)
+        body, kind = await self._body(request), _content_type(request)
         if kind not in ("application/json", ""):
             raise Refused(
                 HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
                 f"/invocations takes application/json, found {kind}. Send an image as it is to /predict.",
             )
-        body = await self._body(request)
         rows = await self._compute(lambda: self._label(read_images(body, most=self._limits.images)))
         return _json({"predictions": rows})
 
     async def _predict(self, request: Request) -> Response:
         """An image as it is -> its row, or 400 with the reason."""
-        kind = _content_type(request)
+        body, kind = await self._body(request), _content_type(request)
         if kind.startswith("multipart/") or kind == "application/json":
             raise Refused(
                 HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
                 f"/predict takes one image as it is and not {kind}: curl --data-binary @photo.jpg -H 'Content-Type: "
                 "image/jpeg' …/predict. JSON goes to /invocations.",
             )
-        body = await self._body(request)
         [row] = await self._compute(lambda: self._label([body]))
         if row["error"]:
             raise Refused(HTTPStatus.BAD_REQUEST, f"the image cannot be labelled: {row['error']}.")
@@ -149,9 +147,9 @@ class Service:
     async def _compute(self, work: Callable[[], list[dict[str, Any]]]) -> list[dict[str, Any]]:
         return await asyncio.get_running_loop().run_in_executor(self._network, work)
 
-    async def _body(self, request: Request) -> bytes:
-        """The whole body, within the limits."""
-        most = self._limits.body_bytes
+    async def _body(self, request: Request, *, keep: bool = True) -> bytes:
+        """The whole body, within the limits; one that is not kept is too large unless it is empty."""
+        most = self._limits.body_bytes if keep else 0
         given = request.headers.get("content-length", "")
         announced = int(given) if given.isdecimal() else 0
         if announced > most and "expect" in request.headers:
@@ -163,7 +161,7 @@ class Service:
                     size += len(chunk)
                     if max(size, announced) <= most:
                         body += chunk
-                    elif max(size, announced) > DRAIN_FACTOR * most:
+                    elif max(size, announced) > DRAIN_FACTOR * self._limits.body_bytes:
                         break
         except TimeoutError as error:
             raise Refused(
@@ -186,10 +184,11 @@ class Service:
 
         async def endpoint(request: Request) -> Response:
             if self._inside >= self._limits.requests:
-                refused = Refused(
-                    HTTPStatus.SERVICE_UNAVAILABLE, f"{self._inside} requests are waiting already. Try again later."
-                )
-                return _error(refused.status, str(refused), {"Retry-After": "1", "Connection": "close"})
+                message = f"{self._inside} requests are waiting already. Try again later."
+                with suppress(Refused, ClientDisconnect):
+                    await self._body(request, keep=False)
+                headers = {"Retry-After": "1", "Connection": "close"}
+                return _error(HTTPStatus.SERVICE_UNAVAILABLE, message, headers)
             self._inside += 1
             try:
                 return await answer(request)
@@ -234,7 +233,7 @@ def listener(host: str, port: int) -> socket.socket:
     """
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    except OSError as error:
+    except (OSError, UnicodeError) as error:  # UnicodeError: an empty or too long part between two dots
         raise UserError(f"--host {host} is no address: {error}. Expected one of this machine's, or 0.0.0.0.") from error
     bound = socket.socket(family, kind, protocol)
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

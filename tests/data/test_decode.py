@@ -209,3 +209,9 @@ def test_decoding_in_threads_leaves_the_warning_filters_of_the_process_alone() -
         done = list(pool.map(attempt, [good, good, bad] * 60))
     assert done == [True, True, False] * 60
     assert list(warnings.filters) == before
+
+
+def test_the_reason_names_no_address_in_memory() -> None:
+    with pytest.raises(DecodeError) as caught:
+        decode(b"no image", channels=3)
+    assert str(caught.value) == "it cannot be decoded (UnidentifiedImageError: cannot identify image file)"

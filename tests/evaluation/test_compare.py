@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 
 from imgcls.errors import UserError
+from imgcls.evaluation import classes
 from imgcls.evaluation.compare import (
     Entry,
     check_comparable,
+    class_changes,
     comparison,
     conclusion,
     differing_params,
@@ -135,3 +137,22 @@ def test_one_run_and_runs_without_figures_are_errors() -> None:
         check_comparable([])
     with pytest.raises(UserError, match="none of the 2 runs has a figure to compare"):
         check_comparable([replace(entry(name), figures={"seconds": 1.0}) for name in "ab"])
+
+
+def test_a_class_s_recalls_are_held_against_each_other_without_anything_else_being_computed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(classes, "one_vs_rest", None)
+    better, worse = predictions(300, skill=3.0), predictions(300, skill=1.0, seed=1)
+    table = class_changes(better, shuffled(worse))
+    assert list(table.columns) == [
+        "class", "support", "recall", "champion_recall", "difference", "mcnemar", "holm",
+    ]  # fmt: skip
+    assert table["difference"].is_monotonic_increasing
+    for row in table.to_dict("records"):
+        of_class = better.labels == better.classes.index(row["class"])
+        right = [(one.predicted == one.labels)[of_class] for one in (better, worse)]
+        assert row["support"] == of_class.sum()
+        assert [row["recall"], row["champion_recall"]] == pytest.approx([one.mean() for one in right])
+        assert row["mcnemar"] == mcnemar(*right)
+    assert table["holm"].tolist() == holm(table["mcnemar"].to_numpy())

@@ -1,18 +1,15 @@
-"""A submission has the sample's columns, order and ids, or there is none."""
+"""A sample submission says which classes its columns are and which images its ids, or it is an error."""
 
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-import pandas as pd
 import pytest
 
 from imgcls.errors import UserError
-from imgcls.evaluation.submission import read_sample, write_submission
-from imgcls.tables import Predictions
+from imgcls.evaluation.submission import Sample, columns_of, read_sample, rows_of
 
-PROBS = np.array([[0.7, 0.2, 0.1], [0.25, 0.5, 0.25], [0.125, 0.375, 0.5]], np.float32)
-GIVEN = Predictions(["a", "b", "c"], PROBS, np.full(3, -1), ("cat", "dog", "fox, red"))
+CLASSES = ("cat", "dog", "fox, red")
+IDS = ["a", "b", "c"]
 
 
 def sample(folder: Path, text: str) -> Path:
@@ -21,42 +18,37 @@ def sample(folder: Path, text: str) -> Path:
     return path
 
 
-def test_a_single_column_gets_the_label_in_the_samples_order(tmp_path: Path) -> None:
+def fitted(path: Path, ids: Sequence[str] = IDS) -> tuple[Sample, list[int] | None, list[int]]:
+    """The sample, the class of each column and the image of each row."""
+    read = read_sample(path)
+    return read, columns_of(read, CLASSES), rows_of(read, ids).tolist()
+
+
+def test_a_single_column_is_for_the_label_and_rows_are_in_the_samples_order(tmp_path: Path) -> None:
     path = sample(tmp_path, "image_id,breed\nc,x\na,x\nb,x\n")
-    write_submission(GIVEN, path, tmp_path / "new/out.csv")
-    assert (tmp_path / "new/out.csv").read_text() == 'image_id,breed\nc,"fox, red"\na,cat\nb,dog\n'
-    assert [file.name for file in (tmp_path / "new").iterdir()] == ["out.csv"]
+    assert fitted(path) == (Sample(("image_id", "breed"), ("c", "a", "b")), None, [2, 0, 1])
 
 
-def test_a_column_a_class_gets_the_probabilities_in_the_samples_order(tmp_path: Path) -> None:
+def test_a_column_a_class_is_for_its_probability_in_the_samples_order(tmp_path: Path) -> None:
     path = sample(tmp_path, '\ufeffid,"fox, red",cat,dog\r\nb,0,0,0\r\na,0,0,0\r\nc,0,0,0\r\n')
-    write_submission(GIVEN, path, tmp_path / "out.csv")
-    first, *rows = (tmp_path / "out.csv").read_text().splitlines()
-    assert first == 'id,"fox, red",cat,dog'
-    assert rows == ["b,0.25,0.25,0.5", "a,0.1,0.7,0.2", "c,0.5,0.125,0.375"]
-    table = pd.read_csv(tmp_path / "out.csv", index_col="id").astype(np.float32)
-    assert np.array_equal(table.loc[["a", "b", "c"], list(GIVEN.classes)].to_numpy(), PROBS)
+    assert fitted(path) == (Sample(("id", "fox, red", "cat", "dog"), ("b", "a", "c")), [2, 0, 1], [1, 0, 2])
 
 
-def test_a_single_column_called_like_a_class_gets_its_probability(tmp_path: Path) -> None:
-    write_submission(GIVEN, sample(tmp_path, "id,dog\na,0\nb,0\nc,0\n"), tmp_path / "out.csv")
-    assert (tmp_path / "out.csv").read_text() == "id,dog\na,0.2\nb,0.5\nc,0.375\n"
+def test_a_single_column_called_like_a_class_is_for_its_probability(tmp_path: Path) -> None:
+    assert fitted(sample(tmp_path, "id,dog\na,0\nb,0\nc,0\n"))[1] == [1]
 
 
-@pytest.mark.parametrize("ids", ["a.jpg b.jpg c.jpg", "a b c", "test/a.jpg test/b.jpg test/c.jpg"])
+@pytest.mark.parametrize("ids", ["b.jpg a.jpg c.jpg", "b a c", "test/b.jpg test/a.jpg test/c.jpg"])
 def test_an_id_may_be_a_file_name_with_or_without_its_ending(tmp_path: Path, ids: str) -> None:
-    given = replace(GIVEN, ids=["test/a.jpg", "test/b.jpg", "test/c.jpg"])
     lines = "".join(f"{name},x\n" for name in ids.split())
-    write_submission(given, sample(tmp_path, "id,label\n" + lines), tmp_path / "out.csv")
-    table = pd.read_csv(tmp_path / "out.csv")
-    assert table["id"].tolist() == ids.split()
-    assert table["label"].tolist() == ["cat", "dog", "fox, red"]
+    read, _, rows = fitted(sample(tmp_path, "id,label\n" + lines), ["test/a.jpg", "test/b.jpg", "test/c.jpg"])
+    assert read.ids == tuple(ids.split())
+    assert rows == [1, 0, 2]
 
 
 def test_ids_that_look_like_numbers_stay_as_they_are(tmp_path: Path) -> None:
-    given = replace(GIVEN, ids=["001", "1", "NA"])
-    write_submission(given, sample(tmp_path, "id,label\n1,\nNA,\n001,\n"), tmp_path / "out.csv")
-    assert (tmp_path / "out.csv").read_text().split("\n")[:3] == ["id,label", "1,dog", 'NA,"fox, red"']
+    read, _, rows = fitted(sample(tmp_path, "id,label\n1,\nNA,\n001,\n"), ["001", "1", "NA"])
+    assert (read.ids, rows) == (("1", "NA", "001"), [1, 2, 0])
 
 
 @pytest.mark.parametrize(
@@ -75,16 +67,14 @@ def test_ids_that_look_like_numbers_stay_as_they_are(tmp_path: Path) -> None:
         ("id,label\na,x\nb\n", "line 3 .* has 1 cells; expected 2"),
     ],
 )
-def test_a_sample_that_does_not_fit_is_an_error_and_leaves_no_file(tmp_path: Path, text: str, said: str) -> None:
+def test_a_sample_that_does_not_fit_is_an_error(tmp_path: Path, text: str, said: str) -> None:
     with pytest.raises(UserError, match=said):
-        write_submission(GIVEN, sample(tmp_path, text), tmp_path / "out.csv")
-    assert [file.name for file in tmp_path.iterdir()] == ["sample_submission.csv"]
+        fitted(sample(tmp_path, text))
 
 
 def test_two_images_of_one_file_name_are_an_error(tmp_path: Path) -> None:
-    given = replace(GIVEN, ids=["x/a.jpg", "y/a.jpg", "b.jpg"])
     with pytest.raises(UserError, match=r"two predicted images go by the file name 'a\.jpg'"):
-        write_submission(given, sample(tmp_path, "id,label\na.jpg,x\nb.jpg,x\n"), tmp_path / "out.csv")
+        fitted(sample(tmp_path, "id,label\na.jpg,x\nb.jpg,x\n"), ["x/a.jpg", "y/a.jpg", "b.jpg"])
 
 
 def test_a_sample_that_cannot_be_read_is_an_error(tmp_path: Path) -> None:

@@ -152,6 +152,19 @@ for path in {[(), *commands(cli)]!r}:
     assert done.stdout.count("Usage:") == 1 + len(list(commands(cli)))
 
 
+@pytest.mark.slow
+def test_a_job_starts_without_what_only_some_of_its_figures_need() -> None:
+    program = """
+import sys
+import imgcls.jobs.train
+for name in ("scipy.stats", "scipy.optimize", "matplotlib.pyplot"):
+    if name in sys.modules:
+        sys.exit(f"imgcls.jobs.train has imported {name}")
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_the_readme_check_finds_a_command_that_is_not_there() -> None:
     @click.group()
     def group() -> None: ...

@@ -18,10 +18,11 @@ from PIL import Image
 from imgcls.data.augment import Preprocessing
 from imgcls.data.decode import DecodeError
 from imgcls.errors import UserError
-from imgcls.inference.classifier import SPEC, WEIGHTS, Classifier
+from imgcls.inference.classifier import SPEC, WEIGHTS, Classifier, exact_convolutions
 from imgcls.inference.ensemble import Ensemble
 from imgcls.models.family import FAMILIES, ModelConfig, build
 from imgcls.models.plaincnn import PlainCNNConfig
+from tests.house.parsed import package_modules
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -273,3 +274,16 @@ def test_a_cpu_computes_only_so_many_pixels_at_once(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(steps, "MOST_PIXELS", 1)
     assert np.allclose(model.probabilities(images[:2]), whole[:2], atol=1e-6)
     assert sizes == [1, 1]
+
+
+def test_exact_convolutions_are_cudnn_s_without_tf32() -> None:
+    cudnn = torch.backends.cudnn
+    before = cudnn.enabled, cudnn.allow_tf32
+    assert before == (True, True)
+    with exact_convolutions():
+        assert (cudnn.enabled, cudnn.allow_tf32) == (True, False)
+    assert (cudnn.enabled, cudnn.allow_tf32) == before
+
+
+def test_no_other_place_sets_the_flags_of_cudnn() -> None:
+    assert [one.name for one in package_modules() if "cudnn.flags" in one.text] == ["imgcls.inference.classifier"]

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from imgcls.data.augment import Preprocessing
+from imgcls.data.decode import DecodeError, Pixels
 from imgcls.errors import UserError
 from imgcls.evaluation.ensemble import combine
 from imgcls.inference.classifier import SPEC, WEIGHTS, Classifier
@@ -59,6 +61,30 @@ def test_an_ensemble_survives_the_disk(tmp_path: Path, members: tuple[Classifier
     assert np.array_equal(after.probabilities(MIXED), before.probabilities(MIXED))
     assert families_of(tmp_path) == ["plaincnn", "plaincnn"]
     assert len(members_of(after)) == 2
+
+
+def test_an_image_is_decoded_once_for_all_members_of_one_preprocessing(
+    members: tuple[Classifier, Classifier], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    three = classifier(), members[1], classifier(PlainCNNConfig(num_blocks=1, channels=4))
+    images: list[bytes | Pixels] = [*MIXED, b"torn"]
+    each = [member.try_probabilities(images)[0] for member in three]
+    decodings, pixels = list[int](), Preprocessing.pixels
+
+    def counted(self: Preprocessing, image: bytes | Pixels) -> Pixels:
+        decodings.append(self.image_size)
+        return pixels(self, image)
+
+    monkeypatch.setattr(Preprocessing, "pixels", counted)
+    model = Ensemble(three, (1.0, 2.0, 3.0))
+    found, errors = model.try_probabilities(images)
+    assert sorted(decodings) == [16] * 5 + [24] * 5
+    assert np.array_equal(found, combine(each, (1.0, 2.0, 3.0)).astype(np.float32), equal_nan=True)
+    assert [error is None for error in errors] == [True] * 4 + [False]
+    assert np.array_equal(model.probabilities(MIXED), found[:4])
+    assert sorted(decodings) == [16] * 9 + [24] * 9
+    with pytest.raises(DecodeError, match="cannot be decoded"):
+        model.probabilities(images)
 
 
 def test_a_classifier_is_loaded_as_what_it_is(tmp_path: Path) -> None:

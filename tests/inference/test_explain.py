@@ -1,6 +1,7 @@
 """Heat maps: for every family, in every layout of a network's outputs, at the evidence, and without a trace."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -300,6 +301,12 @@ def test_targets_are_indices_or_names() -> None:
     assert [row.probability for row in found] == pytest.approx([probs[0, 2], probs[1, 0], probs[2, 1]], abs=1e-6)
 
 
+def test_an_index_may_be_a_text_that_is_no_class_s_name() -> None:
+    digits = replace(classifier(), classes=("2", "1", "0"))
+    assert [row.target for row in explain(digits, MIXED[:3], targets=["2", "1", "0"])] == [0, 1, 2]
+    assert [row.target for row in explain(classifier(), MIXED[:3], targets=["2", "00", "1"])] == [2, 0, 1]
+
+
 @pytest.mark.parametrize(
     ("targets", "message"),
     [
@@ -310,6 +317,7 @@ def test_targets_are_indices_or_names() -> None:
             "mean 'b c'?",
         ),
         ([3, 0], "unknown target class 3; expected one of the 3 classes (a, b c, 日本) or its index, 0 to 2."),
+        (["3", 0], "unknown target class '3'; expected one of the 3 classes (a, b c, 日本) or its index, 0 to 2."),
         ([-1, 0], "unknown target class -1; expected one of the 3 classes (a, b c, 日本) or its index, 0 to 2."),
     ],
 )

@@ -7,6 +7,8 @@ import zipfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -191,6 +193,22 @@ def test_what_cannot_be_exported_is_an_error_that_says_why(
 
     monkeypatch.setattr(export.Served, "forward", by_value)
     with pytest.raises(UserError, match=r"the network cannot be exported to .*: .*Choose the other format"):
+        FORMATS[ending](tiny(), tmp_path / f"model{ending}")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("where", ["when it is loaded", "when it is run"])
+def test_a_file_that_cannot_be_run_is_an_error_that_says_why(
+    tmp_path: Path, ending: str, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_args: Any, **_options: Any) -> None:
+        raise RuntimeError("no kernel for it")
+
+    loaded: Any = SimpleNamespace(module=lambda: broken, run=broken)
+    load = broken if where == "when it is loaded" else lambda *_args, **_options: loaded
+    module, name = (onnxruntime, "InferenceSession") if ending == ".onnx" else (torch.export, "load")
+    monkeypatch.setattr(module, name, load)
+    with pytest.raises(UserError, match=r"cannot be exported to .*: RuntimeError: no kernel for it\. Choose the other"):
         FORMATS[ending](tiny(), tmp_path / f"model{ending}")
     assert list(tmp_path.iterdir()) == []
 

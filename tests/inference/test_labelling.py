@@ -68,11 +68,6 @@ def test_a_network_that_gives_no_number_is_an_error() -> None:
     assert "not a finite number" in str(table.error[0])
 
 
-def test_the_reason_names_no_address_in_memory() -> None:
-    error = DecodeError("cannot identify image file <_io.BytesIO object at 0x7f8cd3cdcd10>)")
-    assert label_images(Rote(error), [b"x"]).error == ["cannot identify image file)"]
-
-
 def test_where_nothing_is_an_image_the_model_is_not_asked() -> None:
     model = Rote()
     assert label_images(model, ["??", None]).label == [None, None]

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from imgcls.data.augment import AugmentConfig
+from imgcls.data.augment import AugmentConfig, Preprocessing
 from imgcls.errors import UserError
 from imgcls.evaluation.ensemble import combine
 from imgcls.inference.classifier import Classifier
@@ -73,6 +73,53 @@ def test_an_ensemble_s_members_each_look_at_the_image_their_own_way() -> None:
     model = Ensemble(members, (1.0, 3.0))
     found = probs_of(stream(model, items(IMAGES[:70])))
     assert np.array_equal(found, model.probabilities(IMAGES[:70]))
+
+
+@pytest.mark.parametrize(
+    ("views", "batch_size", "sizes"),
+    [(Views(), 100, [100, 50]), (Views(), 40, [40, 40, 40, 30]), (Views(2), 90, [90, 90, 90, 30])],
+)
+def test_so_many_images_are_computed_together_as_are_asked_for(
+    views: Views, batch_size: int, sizes: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert sizes_of(monkeypatch, IMAGES, views, batch_size) == sizes
+
+
+def test_one_image_s_views_are_cut_where_they_are_more_than_are_computed_together(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert sizes_of(monkeypatch, IMAGES[:2], Views(10), 4) == [4, 4, 2] * 2
+
+
+def sizes_of(monkeypatch: pytest.MonkeyPatch, images: Sequence[Pixels], views: Views, batch_size: int) -> list[int]:
+    """How many images the network got at a time."""
+    sizes, of_pixels = list[int](), Classifier.of_pixels
+
+    def counted(self: Classifier, pixels: Pixels) -> npt.NDArray[np.float32]:
+        sizes.append(len(pixels))
+        return of_pixels(self, pixels)
+
+    monkeypatch.setattr(Classifier, "of_pixels", counted)
+    assert len(list(stream(classifier(), items(images), views=views, batch_size=batch_size))) == len(images)
+    return sizes
+
+
+@pytest.mark.parametrize("views", [Views(), Views(4), Views(3, "train", augment=AugmentConfig())])
+def test_an_image_is_decoded_once_for_all_members_of_one_preprocessing(
+    views: Views, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    members = classifier(), classifier(PlainCNNConfig(num_blocks=1, channels=4)), classifier(size=24)
+    each = [probs_of(stream(member, items(IMAGES[:9]), views=views)) for member in members]
+    decodings, pixels = list[int](), Preprocessing.pixels
+
+    def counted(self: Preprocessing, image: bytes | Pixels) -> Pixels:
+        decodings.append(self.image_size)
+        return pixels(self, image)
+
+    monkeypatch.setattr(Preprocessing, "pixels", counted)
+    found = probs_of(stream(Ensemble(members, (1.0, 2.0, 1.0)), items(IMAGES[:9]), views=views))
+    assert sorted(decodings) == [16] * 9 + [24] * 9
+    assert np.array_equal(found, combine(each, (1.0, 2.0, 1.0)).astype(np.float32))
 
 
 def missing() -> bytes:

@@ -14,6 +14,7 @@ from imgcls.jobs.console import Console
 from imgcls.jobs.explain import run_explain
 from imgcls.jobs.export import run_export
 from imgcls.jobs.signals import Signals
+from imgcls.jobs.surroundings import git_commit
 from imgcls.tracking.store import connect
 from tests.jobs.test_train import SMALL, use_store
 
@@ -58,6 +59,7 @@ def test_heat_maps_of_images_are_a_file_and_a_run(trained: imgcls.TrainResult, i
     run = connect().client.get_run(result.run_id)
     assert run.info.status == "FINISHED"
     assert run.data.tags["imgcls.verb"] == "explain"
+    assert run.data.tags.get("imgcls.git_commit") == git_commit()
     assert [entry.path for entry in connect().client.list_artifacts(result.run_id, "plots")] == [
         "plots/explanations.png"
     ]

@@ -59,6 +59,18 @@ def test_a_folder_without_a_model_and_one_that_is_not_there_are_refused(tmp_path
         open_model("nowhere", QUIET)
 
 
+def test_a_name_that_the_system_refuses_is_an_error_that_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match=r"^the model m{300} cannot be looked for: File name too long\. Expected a run"):
+        open_model("m" * 300, QUIET)
+
+    def shut(_path: Path) -> bool:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "is_file", shut)
+    with pytest.raises(UserError, match=r"^the model others/model cannot be looked for: Permission denied\. Expected"):
+        open_model("others/model", QUIET)
+
+
 def test_a_folder_does_not_say_what_it_was_trained_on(tmp_path: Path) -> None:
     classifier().save(tmp_path / "m")
     with pytest.raises(UserError, match=r"is a folder, which does not say what data.*--data\.root"):

@@ -77,6 +77,14 @@ def test_a_submission_has_the_sample_s_header_and_ids(tmp_path: Path) -> None:
     assert lines == ['Id,"fox, red",cat,dog', "a,0.1,0.7,0.2", "b,0.25,0.25,0.5", "c,0.6666667,1e-30,0.33333334"]
     lines = written(tmp_path / "s.csv", sample=Sample(("Id", "breed"), ("a", "b", "c"))).read_text().splitlines()
     assert lines == ["Id,breed", "a,cat", "b,dog", 'c,"fox, red"']
+    lines = written(tmp_path / "s.csv", sample=Sample(("Id", "dog"), ("a", "b", "c")), columns=[1]).read_text().split()
+    assert lines == ["Id,dog", "a,0.2", "b,0.5", "c,0.33333334"]
+
+
+def test_a_submission_holds_every_probability_bit_by_bit(tmp_path: Path) -> None:
+    sample = Sample(("Id", *CLASSES), ("a", "b", "c"))
+    table = pd.read_csv(written(tmp_path / "s.csv", sample=sample, columns=[0, 1, 2]), index_col="Id")
+    assert np.array_equal(table.to_numpy().astype(np.float32), PROBS)
 
 
 def test_what_cannot_be_read_is_listed_beside_it_and_an_older_list_goes(tmp_path: Path) -> None:

@@ -135,7 +135,7 @@ def test_an_earlier_model_is_downloaded_and_its_lasting_address_is_kept(
     def download(source: str) -> Iterator[Downloaded]:
         asked.append(source)
         save_classifier(tmp_path / "model")
-        yield Downloaded(tmp_path / "model", MODEL, "models:/animals/3")
+        yield Downloaded(tmp_path / "model", MODEL, "models:/animals/3", RUN)
 
     monkeypatch.setattr(job, "download_classifier", download)
     for source in ("models:/animals@champion", RUN, f"runs:/{RUN}/model"):

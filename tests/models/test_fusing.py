@@ -1,5 +1,8 @@
 """Fused networks compute what they did before, with fewer modules."""
 
+import copy
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -40,3 +43,26 @@ def test_a_module_that_cannot_be_followed_is_copied() -> None:
     odd = Odd()
     assert fused(odd) is not odd
     assert torch.equal(fused(odd)(torch.tensor([-1.0])), torch.tensor([1.0]))
+
+
+def test_it_is_copied_once_and_the_copy_is_whole_where_following_it_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Stage(nn.Sequential):
+        pass
+
+    class Spoiling(nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            self.spoiled = True
+            return images if float(images.sum()) > 0 else -images
+
+    copied = []
+    deepcopy = copy.deepcopy
+
+    def counted(thing: Any, *more: Any) -> Any:
+        copied.extend([thing] * isinstance(thing, Stage))
+        return deepcopy(thing, *more)
+
+    monkeypatch.setattr(copy, "deepcopy", counted)
+    stage = Stage(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in fused(stage).modules())
+    assert copied == [stage]
+    assert not any(hasattr(module, "spoiled") for module in fused(Stage(Spoiling())).modules())

@@ -58,7 +58,7 @@ def test_every_way_to_name_a_model_gives_its_classifier_and_an_address_that_stay
     }
     for source, pinned in expected.items():
         with download_classifier(source) as found:
-            assert (found.pinned, found.model_id) == (pinned, model_id)
+            assert (found.pinned, found.model_id, found.run_id) == (pinned, model_id, run_id)
             assert {path.name for path in found.folder.iterdir()} == {"model.json", "model.safetensors"}
             for path in found.folder.iterdir():
                 assert path.read_bytes() == (folder / "classifier" / path.name).read_bytes()

@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http import HTTPStatus
 from typing import Any
 
@@ -239,6 +239,50 @@ def test_what_is_not_taken_is_answered_with_a_sentence(
     assert "Traceback" not in answer["message"]
 
 
+LARGE, ROOM = b" " * 20_000_000, Limits(body_bytes=2**25, requests=1, batch_size=2)
+"""A body that no buffer of a socket holds, and a server that would take it."""
+
+
+@pytest.mark.parametrize(
+    ("path", "kind"),
+    [("/invocations", "image/png"), ("/predict", "application/json"), ("/predict", "multipart/form-data")],
+)
+def test_a_large_body_of_another_kind_is_answered_and_the_connection_not_broken(path: str, kind: str) -> None:
+    with serving(Slow(), ROOM) as one:
+        status, answer = one.ask(path, LARGE, kind)
+    assert (status, answer["error_code"]) == (HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "UNSUPPORTED_MEDIA_TYPE")
+
+
+def test_a_large_body_that_has_to_come_back_is_told_so_and_the_connection_not_broken() -> None:
+    model = Slow()
+    with serving(model, ROOM) as one:
+        first = threading.Thread(target=lambda: one.ask("/predict", b"x", "image/png"))
+        first.start()
+        assert model.began.wait(20)
+        client = http.client.HTTPConnection("127.0.0.1", one.port, timeout=20)
+        client.request("POST", "/predict", LARGE, {"Content-Type": "image/png"})
+        answer = client.getresponse()
+        assert (answer.status, answer.headers["Retry-After"]) == (HTTPStatus.SERVICE_UNAVAILABLE, "1")
+        assert b"1 requests are waiting already" in answer.read()
+        client.close()
+        model.go_on.set()
+        first.join(20)
+
+
+def test_a_body_that_has_to_come_back_is_not_waited_for_longer_than_others_and_not_asked_for() -> None:
+    model = Slow()
+    with serving(model, replace(ROOM, body_seconds=0.2)) as one:
+        first = threading.Thread(target=lambda: one.ask("/predict", b"x", "image/png"))
+        first.start()
+        assert model.began.wait(20)
+        for header in (b"", b"Expect: 100-continue\r\n"):
+            with socket.create_connection(("127.0.0.1", one.port), timeout=20) as client:
+                client.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\n" + header + b"Content-Length: 9\r\n\r\n")
+                assert client.recv(4096).startswith(b"HTTP/1.1 503 ")
+        model.go_on.set()
+        first.join(20)
+
+
 def test_one_that_asks_before_it_sends_too_much_is_told_at_once(served: Served) -> None:
     with socket.create_connection(("127.0.0.1", served.port), timeout=20) as client:
         client.sendall(
@@ -384,6 +428,9 @@ def test_an_address_that_is_not_this_machine_s_is_an_error() -> None:
         listener("192.0.2.1", 0)
     with pytest.raises(UserError, match="--host no such host! is no address"):
         listener("no such host!", 0)
+    for host in ("127..0.0.1", "a" * 64 + ".example"):
+        with pytest.raises(UserError, match=f"--host {host} is no address: .* Expected one of this machine's"):
+            listener(host, 0)
 
 
 def test_images_are_read_in_their_order_whatever_they_are() -> None:
