@@ -19,7 +19,6 @@ from imgcls.inference.views import Combine, Kind, Views
 from imgcls.jobs.console import Console
 from imgcls.jobs.evaluate_log import Evaluation, describe, evaluate_predictions, log_evaluation
 from imgcls.jobs.evaluation_data import (
-    SPLIT_TABLE,
     Part,
     Subject,
     find_subject,
@@ -32,6 +31,7 @@ from imgcls.jobs.open_model import Opened, open_model, open_views
 from imgcls.jobs.record import before_run, common_tags, log_data, report_end, within_run
 from imgcls.jobs.signals import Signals, Stopped
 from imgcls.jobs.test_reading import count_read
+from imgcls.jobs.train_log import log_split
 from imgcls.recipe import Recipe, Resolved
 from imgcls.tables import Manifest, Predictions
 from imgcls.tracking import run as tracking
@@ -287,15 +287,10 @@ def _log_ensemble(run: TrackedRun, task: _Task, weights: tuple[float, ...]) -> N
     ensemble = Ensemble(tuple(members), tuple(shares), task.question.combine)
     ensemble.save(run.folder / "classifier")
     run.log_text(_recipe_text(run, task.subject.recipe), "recipe.yaml")
-    frame = task.subject.whole.frame
+    whole = task.subject.whole
     trained = set[str]().union(*(trained_on(opened) for opened in task.models))
-    frame = frame[["id", "label", "split", "group", "content"]].assign(
-        split=[
-            "train" if content in trained else split
-            for content, split in zip(frame["content"], frame["split"], strict=True)
-        ]
-    )
-    run.log_text(frame.to_csv(index=False), SPLIT_TABLE)
+    pairs = zip(whole.frame["content"], whole.frame["split"], strict=True)
+    log_split(run, whole.with_splits(["train" if content in trained else split for content, split in pairs]))
     run.log_model("classifier", top_k=ensemble.top_k)
 
 

@@ -16,7 +16,7 @@ from imgcls.inference.stream import Item, stream
 from imgcls.inference.views import ONE, Views
 from imgcls.jobs.console import Console
 from imgcls.jobs.open_model import Opened
-from imgcls.jobs.reading import read_data, split_data, tell_skipped
+from imgcls.jobs.reading import SPLIT_TABLE, read_data, split_data, tell_skipped
 from imgcls.recipe import Recipe, diff, resolve
 from imgcls.tables import Manifest, Predictions
 from imgcls.tracking.store import artifact
@@ -24,7 +24,6 @@ from imgcls.tracking.store import artifact
 Part = Literal["train", "val", "test", "all"]
 FREE = ("data.", "train.device", "evaluate.")
 """What may be given beside a model: the rest of its recipe is its own."""
-SPLIT_TABLE = "tables/split.csv"
 
 
 @dataclass(frozen=True)

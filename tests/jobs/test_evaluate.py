@@ -249,6 +249,31 @@ def test_several_models_become_one_that_is_logged_and_gives_the_same(
     assert row["probability"] == pytest.approx(float(np.max(expected)), abs=1e-5)
 
 
+def test_an_ensemble_of_named_classes_can_be_evaluated_and_says_what_its_members_were_trained_on(
+    make_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    root = make_folder(classes=2, images=20)
+    (root / "class0").rename(root / "cat")
+    (root / "class1").rename(root / "dog")
+    fields = {**FIELDS, "data.root": str(root), "train.epochs": 1, "train.batch_size": 8}
+    each = [imgcls.train("folder", {**fields, "data.split_seed": seed}, quiet=True).run_id for seed in (0, 1)]
+    first = imgcls.evaluate(each, quiet=True)
+    again = imgcls.evaluate(first.run_id, split="val", quiet=True)
+    tables = [
+        pd.read_csv(connect().client.download_artifacts(run_id, "tables/split.csv", str(tmp_path)), index_col="id")
+        for run_id in (*each, first.run_id)
+    ]
+    assert set(tables[2]["label"]) == {"cat", "dog"}
+    members, whole = tables[:2], tables[2]["split"]
+    union = members[0].index[(members[0]["split"] == "train") | (members[1]["split"] == "train")]
+    assert set(whole.index[whole == "train"]) == set(union)
+    assert (
+        set(again.predictions.ids)
+        == set(whole.index[whole == "val"])
+        < set(members[0].index[members[0]["split"] == "val"])
+    )
+
+
 def _png(pixels: np.ndarray[Any, np.dtype[np.uint8]]) -> bytes:
     import io
 
