@@ -22,9 +22,9 @@ from imgcls.jobs.evaluation_data import (
     Part,
     Subject,
     find_subject,
+    num_of,
     predict_images,
     read_image,
-    seen_by,
     trained_on,
 )
 from imgcls.jobs.open_model import Opened, open_model, open_views
@@ -135,6 +135,7 @@ class _Task:
     subject: Subject
     device: str
     top_k: int
+    trained: set[str]
     seen: int
 
     @property
@@ -201,9 +202,10 @@ def _prepare(
             f"none of the {len(subject.manifest):,} images in {subject.recipe.data.origin} has a label, so there is "
             "nothing to hold the model against. Use imgcls predict for them."
         )
+    trained = trained_on(models)
     if question.weights != "equal":
-        _check_validation(models, subject)
-    seen = seen_by(models, subject.manifest)
+        _check_validation(trained, subject)
+    seen = num_of(trained, subject.manifest)
     if seen and subject.part != "train":
         share = seen / len(subject.manifest)
         console.say(
@@ -213,17 +215,17 @@ def _prepare(
     recipe = subject.recipe
     device = resolve_device(recipe.train.device, recipe.train.plan)
     top_k = min(recipe.evaluate.top_k, len(models[0].model.classes))
-    return _Task(question, models, views, subject, device, top_k, seen)
+    return _Task(question, models, views, subject, device, top_k, trained, seen)
 
 
-def _check_validation(models: list[Opened], subject: Subject) -> None:
+def _check_validation(trained: set[str], subject: Subject) -> None:
     """Whether weights can be fitted on validation images that no model was trained on."""
     if not subject.is_own or not subject.whole.counts()["val"]:
         raise UserError(
             "weights are fitted on the validation images of the data that the models were made from, and there "
             "are none. Take --weights equal, or evaluate without another data.root."
         )
-    if seen := seen_by(models, subject.of("val")):
+    if seen := num_of(trained, subject.of("val")):
         raise UserError(
             f"weights cannot be fitted: {seen:,} of the validation images were trained on by one of the models, which "
             "would be preferred for it. Give models with one split (data.split_from), or take --weights equal."
@@ -288,9 +290,8 @@ def _log_ensemble(run: TrackedRun, task: _Task, weights: tuple[float, ...]) -> N
     ensemble.save(run.folder / "classifier")
     run.log_text(_recipe_text(run, task.subject.recipe), "recipe.yaml")
     whole = task.subject.whole
-    trained = set[str]().union(*(trained_on(opened) for opened in task.models))
     pairs = zip(whole.frame["content"], whole.frame["split"], strict=True)
-    log_split(run, whole.with_splits(["train" if content in trained else split for content, split in pairs]))
+    log_split(run, whole.with_splits(["train" if content in task.trained else split for content, split in pairs]))
     run.log_model("classifier", top_k=ensemble.top_k)
 
 

@@ -1,6 +1,7 @@
 """Which labelled images models are held against, and what they say of them."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
@@ -19,7 +20,7 @@ from imgcls.jobs.open_model import Opened
 from imgcls.jobs.reading import SPLIT_TABLE, read_data, split_data, tell_skipped
 from imgcls.recipe import Recipe, diff, resolve
 from imgcls.tables import Manifest, Predictions
-from imgcls.tracking.store import artifact
+from imgcls.tracking.store import MissingArtifact, artifact
 
 Part = Literal["train", "val", "test", "all"]
 FREE = ("data.", "train.device", "evaluate.")
@@ -164,22 +165,30 @@ def with_classes_of(manifest: Manifest, opened: Opened) -> Manifest:
     return replace(manifest.with_classes(labels.tolist(), opened.model.classes), digest=manifest.digest)
 
 
-def trained_on(opened: Opened) -> set[str]:
-    """The content hashes of the images that a model was trained on; none where its run does not say."""
-    if opened.run_id is None:
-        return set()
-    try:
-        with artifact(opened.run_id, SPLIT_TABLE) as path:
+def trained_on(models: Sequence[Opened]) -> set[str]:
+    """The content hashes of the images that one of the models was trained on.
+
+    Those of a model whose run has no table of its split, as one that was not made by imgcls, are not known.
+
+    Raises:
+        UserError: the store fails; that they are not known would let images pass as unseen.
+    """
+    found = set[str]()
+    for run_id in {opened.run_id for opened in models if opened.run_id is not None}:
+        with suppress(MissingArtifact), artifact(run_id, SPLIT_TABLE) as path:
             table = pd.read_csv(path, usecols=["split", "content"], dtype=str, keep_default_na=False)
-    except UserError:  # a run of something else
-        return set()
-    return {content for content in table["content"][table["split"] == "train"] if content}
+            found |= {content for content in table["content"][table["split"] == "train"] if content}
+    return found
+
+
+def num_of(contents: set[str], manifest: Manifest) -> int:
+    """How many of the images have one of the content hashes."""
+    return int(manifest.frame["content"].isin(contents).sum())
 
 
 def seen_by(models: Sequence[Opened], manifest: Manifest) -> int:
     """How many of the images one of the models was trained on, by their bytes."""
-    contents = set[str]().union(*(trained_on(opened) for opened in models))
-    return int(manifest.frame["content"].isin(contents).sum()) if contents else 0
+    return num_of(trained_on(models), manifest)
 
 
 def predict_images(

@@ -13,11 +13,10 @@ from typing import Any
 
 from imgcls.errors import UserError
 from imgcls.tracking.owner import OWNER_TAG, claim, is_running, owner_in
-from imgcls.tracking.run import SPOOL, TrackedRun
-from imgcls.tracking.store import Store, connect, first_line
+from imgcls.tracking.run import REASON_TAGS, SPOOL, TrackedRun
+from imgcls.tracking.store import Store, active_run, connect, first_line
 
 CHECKPOINTS = "checkpoints"
-_NOT_RUNNING_TAGS = ("imgcls.error", "imgcls.stopped_by")
 
 
 @dataclass(frozen=True)
@@ -54,13 +53,7 @@ def find(target: str) -> Interrupted:
     if folder is not None and "MLFLOW_TRACKING_URI" not in os.environ and (uri := owner_in(folder).get("uri")):
         os.environ["MLFLOW_TRACKING_URI"] = uri
     store = connect()
-    try:
-        run = store.client.get_run(run_id)
-    except Exception as error:
-        raise UserError(
-            f"there is no run {run_id} in {store.uri}: {first_line(error)}. Give the id of a run from `imgcls ui`, or "
-            "set MLFLOW_TRACKING_URI to the store that it is in."
-        ) from error
+    run = active_run(store, run_id, then="then go on with it")
     tags = dict(run.data.tags)
     owner = _owner(tags)
     if folder is None and owner and Path(owner["folder"]).is_dir():
@@ -108,10 +101,6 @@ def _owner(tags: Mapping[str, str]) -> dict[str, Any]:
 
 def _check_open(store: Store, run: Any, tags: Mapping[str, str], folder: Path | None, owner: Mapping[str, Any]) -> None:
     run_id, status = run.info.run_id, run.info.status
-    if run.info.lifecycle_stage != "active":
-        raise UserError(
-            f"the run {run_id} is deleted. Restore it with `mlflow runs restore --run-id {run_id}`, then go on with it."
-        )
     if tags.get("imgcls.verb") != "train":
         raise UserError(f"the run {run_id} is no training of imgcls; expected one that `imgcls train` made.")
     waits = [] if folder is None else read_spool(folder)
@@ -145,7 +134,7 @@ def reattach(found: Interrupted, folder: Path) -> TrackedRun:
         waits = [operation for operation in read_spool(folder) if operation["op"] != "end"]
         run.go_on(waits, *_metrics_of(client, run_id))
         client.update_run(run_id, status="RUNNING")
-        for tag in _NOT_RUNNING_TAGS:
+        for tag in REASON_TAGS.values():
             if tag in found.tags:
                 client.delete_tag(run_id, tag)
     except Exception as error:
