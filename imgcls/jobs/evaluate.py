@@ -55,7 +55,7 @@ class EvaluateResult:
         predictions: of each image.
         evaluation: the figures and their 95 % intervals.
         weights: of each model, where there are several.
-        reads: how often the test set has been read, this time included; None for other splits.
+        reads: how often the test set has been read, this time included; None where no test image was.
         unsent: a folder with what the tracking server could not take, or None where all is complete.
     """
 
@@ -258,6 +258,8 @@ def _predict(run: TrackedRun, task: _Task, console: Console) -> tuple[int | None
     reads = None
     if subject.split == "test":
         reads = count_read(run, manifest.with_splits(["test"] * len(manifest)), console)
+    elif subject.part == "all" and manifest.counts()["test"]:  # the test images among its own
+        reads = count_read(run, manifest, console)
     each = [_of(opened, manifest, task, k, subject.split, console) for k, opened in enumerate(task.models)]
     if len(each) == 1:
         return reads, each[0], (1.0,)

@@ -245,14 +245,7 @@ def _task(
         device = resolve(candidate.recipe.as_dict(), overrides, texts=texts).recipe.train.device
     where = resolve_device(device, PlanConfig())
     rival, incomparable = (None, "") if champion is None else _rival(champion, candidate, force, console)
-    subject = find_subject([candidate], console, texts=texts, overrides=overrides, part="test")
-    if not subject.is_own:
-        raise UserError(
-            f"the images in {subject.recipe.data.origin} are not those that the run {candidate.run_id} was made from: "
-            f"found the digest {subject.whole.digest}, expected {candidate.digest}. A model is promoted on the test "
-            "images of its own run, which it has not seen. Put back what was changed, or name the folder with the "
-            "images of then (--data.root FOLDER)."
-        )
+    subject = find_subject([candidate], console, texts=texts, overrides=overrides, part="test", others=False)
     recipe = _with_gates(subject.recipe, resolved.recipe)
     about = Resolved(recipe, _recipe_name(candidate), resolved.notices)
     return _Task(name, alias, force, candidate, champion, rival, incomparable, subject, about, where)

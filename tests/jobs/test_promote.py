@@ -372,7 +372,7 @@ def test_other_images_than_those_of_the_run_are_refused(
     make_folder: Callable[..., Path],
 ) -> None:
     texts = {"data.source": "folder", "data.root": str(make_folder())}
-    with pytest.raises(UserError, match=r"photos have no test split"):
+    with pytest.raises(UserError, match=r"photos are not those that the model .*name the folder with the ima"):
         promoted(trained["good"], "others", texts=texts)
     assert find_alias(connect(), "others") is None
 
