@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import pandas as pd
@@ -23,6 +23,7 @@ from imgcls.tables import Manifest, Predictions
 from imgcls.tracking.store import MissingArtifact, artifact
 
 Part = Literal["train", "val", "test", "all"]
+PARTS: tuple[Part, ...] = get_args(Part)
 FREE = ("data.", "train.device", "train.output_dir", "evaluate.")
 """What may be given beside a model: the rest of its recipe is its own."""
 NAMES = ("data.root", "data.table", "data.parquet", "data.source")

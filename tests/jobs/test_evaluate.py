@@ -185,6 +185,48 @@ def test_views_change_the_probabilities_and_are_recorded(
     assert np.allclose(results[2].predictions.probs.sum(1), 1)
 
 
+def test_all_of_its_own_images_are_a_read_of_the_test_set_among_them_but_no_test(
+    trained: tuple[imgcls.TrainResult, imgcls.TrainResult], evaluated: imgcls.EvaluateResult
+) -> None:
+    result = imgcls.evaluate(trained[0].run_id, split="all", quiet=True)
+    assert (len(result.predictions.ids), result.predictions.split) == (1797, "all")
+    assert result.reads is not None
+    assert result.reads >= 2
+    data = run_of(result.run_id).data
+    assert data.tags["imgcls.test_digest"] == run_of(evaluated.run_id).data.tags["imgcls.test_digest"]
+    assert "all/acc" in data.metrics
+    assert [name for name in data.metrics if name.startswith("test/")] == ["test/reads"]
+
+
+def test_what_cannot_be_explained_or_copied_at_the_end_is_a_note_and_views_are_not_what_is_served(
+    trained: tuple[imgcls.TrainResult, imgcls.TrainResult],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    def no_map(*_words: Any, **_options: Any) -> Any:
+        raise UserError("the network has no map.")
+
+    def full(*_words: Any, **_options: Any) -> Any:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("imgcls.jobs.explain.explained_mistakes", no_map)
+    monkeypatch.setattr("imgcls.jobs.evaluate.shutil.copytree", full)
+    result = imgcls.evaluate(
+        trained[0].run_id, split="val", tta=2, tta_views="flips", explain=2, output=tmp_path / "out"
+    )
+    run = run_of(result.run_id)
+    assert run.info.status == "FINISHED"
+    told = capsys.readouterr().out
+    assert "note: no mistakes are explained: the network has no map." in told
+    assert f"note: not all copies could be made in {tmp_path}/out: [Errno 28] No space left on device; the run" in told
+    assert "copies are in" not in told
+    [entry] = run.inputs.model_inputs
+    model = connect().client.get_logged_model(entry.model_id)
+    assert "val/acc" in run.data.metrics
+    assert not [metric for metric in model.metrics if metric.run_id == result.run_id]
+
+
 # --- other images
 
 

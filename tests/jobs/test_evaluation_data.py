@@ -65,7 +65,7 @@ def made(make_folder: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.M
     return Made(recipe, manifest.digest)
 
 
-def subject(made: Any, *, part: Any = None, others: bool = True, **texts: str) -> Subject:
+def subject(made: Any, *, part: Any = None, others: bool = True, **texts: Any) -> Subject:
     return find_subject(
         [made], QUIET, texts={name.replace("__", "."): text for name, text in texts.items()}, part=part, others=others
     )
@@ -76,7 +76,9 @@ def subject(made: Any, *, part: Any = None, others: bool = True, **texts: str) -
 
 def test_what_models_were_trained_on_is_the_union_of_their_runs_tables(made: Any) -> None:
     whole = subject(made).whole
-    contents = trained_on([made, Made(made.recipe, None, run_id=None), Made(made.recipe, None, run_id=OTHER)])
+    folder: Any = Made(made.recipe, None, run_id=None)
+    not_ours: Any = Made(made.recipe, None, run_id=OTHER)
+    contents = trained_on([made, folder, not_ours])
     assert contents == set(whole.part("train").frame["content"])
     assert num_of(contents, whole) == whole.counts()["train"]
     assert seen_by([made], whole.part("test")) == 0
