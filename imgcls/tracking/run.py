@@ -327,7 +327,7 @@ def fail_attached_run(reason: str, *, status: Status = "FAILED") -> None:
 def upload(folder: Path) -> tuple[str, int]:
     """Send what waits in a run's work folder; returns the run id and how many operations were sent.
 
-    Where the job was killed before it could end its run, the run is marked KILLED.
+    Where the job was killed before it could end its run, the run is marked KILLED; not where it was another process's.
 
     Raises:
         UserError: the folder is not one that waits, its job is still running, or the store still does not take it.
@@ -347,7 +347,8 @@ def upload(folder: Path) -> tuple[str, int]:
         )
     os.environ["MLFLOW_TRACKING_URI"] = about["uri"]
     store = connect()
-    if all(operation["op"] != "end" for operation in unsent):
+    joined = folder.resolve().name.startswith(f"{about['run_id']}-")  # a run that another process leads and ends
+    if not joined and all(operation["op"] != "end" for operation in unsent):
         unsent.append({"op": "tags", "tags": {REASON_TAGS["KILLED"]: "killed while its tracking server was down"}})
         unsent.append({"op": "end", "status": "KILLED", "time": int(time.time() * 1000)})
     total, errors = len(unsent), list[Exception]()
