@@ -134,7 +134,10 @@ def test_its_run_has_every_figure_the_report_and_the_predictions(
     report = artifact(first.run_id, "report.md", tmp_path).read_text()
     assert report.startswith(f"# first@champion: the run {trained['good']}, the first\n\n**Passed**: ")
     recipe = artifact(first.run_id, "recipe.yaml", tmp_path)
-    assert f"# Repeat it with: imgcls promote --run {trained['good']} --name first\n" in recipe.read_text()
+    assert (
+        f"# Repeat it with: imgcls promote --run {trained['good']} --name first --promote.min_metrics "
+        in recipe.read_text()
+    )
     assert resolve(recipe).recipe.promote.min_metrics == {"acc": 0.2}
     assert not Path("outputs").exists()
 
