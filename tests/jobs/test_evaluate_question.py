@@ -62,9 +62,12 @@ def test_a_vote_among_ensembles_is_refused_for_its_members_would_vote_otherwise(
         imgcls.evaluate(["one", "both"], combine=outer, quiet=True)
 
 
-def prepare(made: Made, monkeypatch: pytest.MonkeyPatch, output: Path | None = None, **texts: Any) -> Any:
+def prepare(
+    made: Made, monkeypatch: pytest.MonkeyPatch, output: Path | None = None, output_dir: str | None = None
+) -> Any:
     monkeypatch.setattr(job, "open_model", lambda *_words: made)
-    return job._prepare(Question(("it",), output=output), QUIET, texts, None)
+    overrides = {} if output_dir is None else {"train.output_dir": output_dir}
+    return job._prepare(Question(("it",), output=output), QUIET, None, overrides)
 
 
 def test_a_model_that_was_trained_with_a_gpus_numbers_is_evaluated_without_one(
@@ -79,7 +82,7 @@ def test_it_writes_where_it_is_told_and_not_only_where_the_training_did(
     made: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made.recipe = made.recipe.replace({"train.output_dir": "/home/of/another/machine"})
-    task = prepare(made, monkeypatch, **{"train.output_dir": "here"})
+    task = prepare(made, monkeypatch, output_dir="here")
     assert task.subject.recipe.train.output_dir == "here"
 
 

@@ -170,7 +170,7 @@ def test_a_part_that_there_is_not_is_told_with_what_can_be_done(made: Any, tmp_p
 )  # fmt: skip
 def test_what_would_change_nothing_is_refused(made: Any, field: str, value: str) -> None:
     with pytest.raises(UserError, match=rf"^data\.{field} changes nothing beside a model: .*\. Leave it out\.$"):
-        subject(made, **{f"data__{field}": value})
+        find_subject([made], QUIET, texts={f"data.{field}": value})
 
 
 def test_fields_of_its_recipe_are_its_own_but_for_where_to_compute_and_write(made: Any) -> None:
