@@ -14,7 +14,7 @@ from typing import Any
 from imgcls.errors import UserError
 from imgcls.tracking.owner import OWNER_TAG, claim, is_running, owner_in
 from imgcls.tracking.run import REASON_TAGS, SPOOL, TrackedRun
-from imgcls.tracking.store import Store, active_run, connect, first_line
+from imgcls.tracking.store import Store, active_run, connect, fetch, first_line, no_answer
 
 CHECKPOINTS = "checkpoints"
 
@@ -170,19 +170,18 @@ def artifact_file(found: Interrupted, name: str) -> Iterator[Path]:
     """An artifact as a file: the work folder's where it is there, else a copy of the run's.
 
     Raises:
-        UserError: neither has it.
+        UserError: neither has it, or the store fails.
     """
     if found.folder is not None and (found.folder / "artifacts" / name).is_file():
         yield found.folder / "artifacts" / name
         return
     with TemporaryDirectory(prefix="imgcls-") as temporary:
-        try:
-            path = Path(found.store.client.download_artifacts(found.run_id, name, temporary))
-        except Exception as error:
+        path = fetch(found.store, found.run_id, name, temporary)
+        if path is None:
             raise UserError(
                 f"the run {found.run_id} has no artifact {name!r}: it ended before its training began. Start it "
                 "again: imgcls train RECIPE"
-            ) from error
+            )
         yield path
 
 
@@ -194,13 +193,22 @@ def local_checkpoints(found: Interrupted) -> Path | None:
 
 
 def download_checkpoints(found: Interrupted, target: Path) -> None:
-    """Fetch those of the run's checkpoints that are not in the folder yet."""
+    """Fetch those of the run's checkpoints that are not in the folder yet.
+
+    Raises:
+        UserError: the store fails.
+    """
     target.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix="imgcls-") as temporary, contextlib.suppress(Exception):  # a run without any
-        for entry in found.store.client.list_artifacts(found.run_id, CHECKPOINTS):
-            name = Path(entry.path).name
-            if not (target / name).exists():
-                shutil.move(found.store.client.download_artifacts(found.run_id, entry.path, temporary), target / name)
+    try:
+        entries = found.store.client.list_artifacts(found.run_id, CHECKPOINTS)
+    except Exception as error:
+        raise no_answer(found.store, error) from error
+    with TemporaryDirectory(prefix="imgcls-") as temporary:
+        for place in (target / Path(entry.path).name for entry in entries):
+            if not place.exists() and (
+                file := fetch(found.store, found.run_id, f"{CHECKPOINTS}/{place.name}", temporary)
+            ):
+                shutil.move(file, place)
 
 
 def interrupted(output_dir: Path) -> list[str]:

@@ -9,6 +9,7 @@ from imgcls.errors import UserError
 from imgcls.tracking import nested, resume, trained
 from imgcls.tracking import store as module
 from imgcls.tracking.nested import find_parent
+from imgcls.tracking.resume import Interrupted, artifact_file, download_checkpoints
 from imgcls.tracking.resume import find as find_interrupted
 from imgcls.tracking.store import MissingArtifact, Store, artifact, connect, tracking_uri
 from imgcls.tracking.trained import find_trained
@@ -185,3 +186,18 @@ def test_a_run_that_is_missing_or_deleted_is_told_from_a_store_that_fails(
         monkeypatch.setattr(place, "connect", lambda: Store("http://gone", Gone(), "0"))
     with pytest.raises(UserError, match=r"^the tracking store http://gone did not give .*: connection refused\. See"):
         find(run_id)
+
+
+def test_a_run_to_go_on_with_whose_store_fails_is_not_called_one_without_files(client: Any, tmp_path: Path) -> None:
+    run_id = client.create_run("0").info.run_id
+    client.set_terminated(run_id)
+    there = Interrupted(Store("http://there", client, "0"), run_id, {}, None, None)
+    with pytest.raises(UserError, match="it ended before its training began"), artifact_file(there, "recipe.yaml"):
+        pass
+    download_checkpoints(there, tmp_path / "none")
+    assert list((tmp_path / "none").iterdir()) == []
+    gone = Interrupted(Store("http://gone", Gone(), "0"), run_id, {}, None, None)
+    with pytest.raises(UserError, match="http://gone did not give"), artifact_file(gone, "recipe.yaml"):
+        pass
+    with pytest.raises(UserError, match="http://gone did not give"):
+        download_checkpoints(gone, tmp_path / "none")
