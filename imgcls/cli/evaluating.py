@@ -60,7 +60,8 @@ def evaluate(words: tuple[str, ...], models: tuple[str, ...], as_json: bool, **o
     """
     with signalled(words) as (name, texts, signals):
         from imgcls.jobs.console import Console
-        from imgcls.jobs.evaluate import Question, run_evaluate
+        from imgcls.jobs.evaluate import run_evaluate
+        from imgcls.jobs.evaluate_question import Question
         from imgcls.jobs.record import before_run
 
         console = Console(quiet=as_json)

@@ -68,7 +68,7 @@ def predict(inputs: tuple[str, ...], no_run: bool, **options: Any) -> None:
     imgcls predict test/ --model models:/dogs/3 --submission sample_submission.csv
 
     Exit codes: 0 done; 2 a mistake to mend, and no output; 3 done, but images could not be read, or not all could be
-    sent to the tracking server; 130, 143 and 129 stopped, and no output.
+    sent to the tracking server; 130, 143 and 129 stopped; no output unless it was complete already.
     """
     from imgcls.jobs.signals import Signals
 

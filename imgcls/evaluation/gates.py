@@ -151,7 +151,7 @@ def verdict(
         model_mb: megabytes of the challenger's files.
         latency_ms: milliseconds it needs for an image.
         same_data: whether both were made from the same data set; None: not known.
-        installable: whether its packages can be installed; None: not tried.
+        installable: whether its packages can be installed; None: not known.
         incomparable: why the champion that there is has no predictions for these images; "" where it has.
         seen: how many of the images the champion was trained on. They favour it: a challenger that passes has passed,
             and where one is refused, the gate same_data says how many they are.
@@ -313,7 +313,7 @@ def _installable(installable: bool | None, config: PromoteConfig) -> Gate:
     found = {
         True: "the packages that the model asks for can be installed",
         False: "the packages that the model asks for cannot be installed",
-        None: "whether the packages that the model asks for can be installed was not tried",
+        None: "whether the packages that the model asks for can be installed is not known",
     }[installable]
     if not config.require_installable:
         return Gate("installable", figure, NOT_DEMANDED, True, f"{found}; nothing is demanded")

@@ -29,8 +29,8 @@ from imgcls.evaluation.plots.base import short
 from imgcls.jobs.console import Console
 from imgcls.recipe import Recipe
 from imgcls.tables import History, Predictions
-from imgcls.tracking.read import FoundRun, MissingArtifact, finished_trials, read_history, read_predictions, read_run
-from imgcls.tracking.store import Store, connect
+from imgcls.tracking.read import FoundRun, finished_trials, read_history, read_predictions, read_run
+from imgcls.tracking.store import MissingArtifact, Store, connect
 
 MOST_TRIALS = 10
 """Of a sweep, the best."""

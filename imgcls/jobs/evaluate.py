@@ -4,7 +4,8 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from tempfile import TemporaryFile
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,30 +16,30 @@ from imgcls.evaluation import plots
 from imgcls.evaluation.confidence import mistakes
 from imgcls.evaluation.ensemble import average, fit_weights, greedy, vote
 from imgcls.inference.ensemble import Ensemble, members_of
-from imgcls.inference.views import Combine, Kind, Views
+from imgcls.inference.views import Combine, Views
 from imgcls.jobs.console import Console
 from imgcls.jobs.evaluate_log import Evaluation, describe, evaluate_predictions, log_evaluation
+from imgcls.jobs.evaluate_question import Question, check_question
 from imgcls.jobs.evaluation_data import (
-    SPLIT_TABLE,
-    Part,
     Subject,
     find_subject,
+    num_of,
     predict_images,
     read_image,
-    seen_by,
     trained_on,
 )
 from imgcls.jobs.open_model import Opened, open_model, open_views
 from imgcls.jobs.record import before_run, common_tags, log_data, report_end, within_run
 from imgcls.jobs.signals import Signals, Stopped
 from imgcls.jobs.test_reading import count_read
+from imgcls.jobs.train_log import log_split
 from imgcls.recipe import Recipe, Resolved
 from imgcls.tables import Manifest, Predictions
 from imgcls.tracking import run as tracking
 from imgcls.tracking.run import TrackedRun
-from imgcls.training.plan import resolve_device
+from imgcls.tracking.store import first_line
+from imgcls.training.plan import PlanConfig, resolve_device
 
-Weighing = Literal["equal", "fit", "greedy"]
 SHOWS = "the figures, tables and plots"
 MOST_PRINTED = ("acc", "balanced_acc", "f1", "auc", "ap", "mcc", "loss", "brier", "ece")
 GALLERY_SIDE = 256
@@ -55,7 +56,7 @@ class EvaluateResult:
         predictions: of each image.
         evaluation: the figures and their 95 % intervals.
         weights: of each model, where there are several.
-        reads: how often the test set has been read, this time included; None for other splits.
+        reads: how often the test set has been read, this time included; None where no test image was.
         unsent: a folder with what the tracking server could not take, or None where all is complete.
     """
 
@@ -67,32 +68,6 @@ class EvaluateResult:
     weights: tuple[float, ...]
     reads: int | None
     unsent: Path | None
-
-
-@dataclass(frozen=True)
-class Question:
-    """What is to be evaluated, and how.
-
-    Attributes:
-        models: run ids, runs:/…, models:/… or folders; several are put together.
-        split: the images; None: those for the test, or all of data without splits.
-        tta: views of each image.
-        tta_views: which views.
-        combine: how the views, and several models, are put together.
-        weights: of several models: equal, or fitted on the validation images (to the least log loss, or by greedy
-            selection after Caruana et al. 2004).
-        explain: draw where the model looked in so many of its surest mistakes, 0 to 32.
-        output: a folder that gets copies of all that is logged.
-    """
-
-    models: tuple[str, ...]
-    split: Part | None = None
-    tta: int = 1
-    tta_views: Kind = "crops"
-    combine: Combine = "mean"
-    weights: Weighing = "equal"
-    explain: int = 0
-    output: Path | None = None
 
 
 def evaluate(
@@ -108,7 +83,8 @@ def evaluate(
     Args:
         model: a run id, runs:/<id>, models:/<name>@<alias>, models:/<name>/<version> or a folder; several are put
             together to an ensemble, which is logged as the run's model.
-        overrides: dotted field names of `data` to values, such as data.root.
+        overrides: dotted field names to values: of `data` and `evaluate`, such as data.root, train.device, and
+            train.output_dir, where the run's work folder is made.
         texts: the same with values as typed on a command line, read as YAML.
         quiet: print nothing.
         options: those of `Question`: split, tta, tta_views, combine, weights, explain, output.
@@ -135,6 +111,7 @@ class _Task:
     subject: Subject
     device: str
     top_k: int
+    trained: set[str]
     seen: int
 
     @property
@@ -170,8 +147,7 @@ def run_evaluate(
         _log(run, task, predictions, evaluation, weights, console)
         run.describe("\n".join([f"{', '.join(question.models)} on", "```", _headline(evaluation, predictions), "```"]))
         if question.output is not None:
-            shutil.copytree(run.folder / "artifacts", question.output, dirs_exist_ok=True)
-            console.say(f"copies are in {question.output}")
+            _copy(run, question.output, console)
     report_end(run, console, _headline(evaluation, predictions), shows=SHOWS)
     return EvaluateResult(
         run.run_id, run.experiment_id, run.store.uri, predictions, evaluation, weights, reads, run.unsent
@@ -184,16 +160,11 @@ def _prepare(
     texts: Mapping[str, str] | None,
     overrides: Mapping[str, Any] | None,
 ) -> _Task:
-    if not question.models:
-        raise UserError("found no model; expected --model with a run id, models:/<name>@<alias> or a folder.")
-    if not 0 <= question.explain <= plots.MOST_HEAT_MAPS:
-        raise UserError(f"found {question.explain} mistakes to explain; expected 0 to {plots.MOST_HEAT_MAPS}.")
-    if question.weights != "equal" and (len(question.models) == 1 or question.combine == "vote"):
-        why = "there is one model" if len(question.models) == 1 else "votes count the same"
-        raise UserError(f"--weights is {question.weights}, but {why}. Leave it out.")
+    check_question(question)
     models = [open_model(source, console) for source in question.models]
     members = tuple(member for opened in models for member in members_of(opened.model))
     Ensemble(members, (1.0,) * len(members))  # raises where classes differ
+    _check_nested(models, question.combine)
     views = open_views(question.tta, question.tta_views, question.combine, models)
     subject = find_subject(models, console, texts=texts, overrides=overrides, part=question.split)
     if not (subject.manifest.labels >= 0).any():
@@ -201,9 +172,10 @@ def _prepare(
             f"none of the {len(subject.manifest):,} images in {subject.recipe.data.origin} has a label, so there is "
             "nothing to hold the model against. Use imgcls predict for them."
         )
+    trained = trained_on(models)
     if question.weights != "equal":
-        _check_validation(models, subject)
-    seen = seen_by(models, subject.manifest)
+        _check_validation(trained, subject)
+    seen = num_of(trained, subject.manifest)
     if seen and subject.part != "train":
         share = seen / len(subject.manifest)
         console.say(
@@ -211,19 +183,54 @@ def _prepare(
             "the figures are too good for what they say of new images"
         )
     recipe = subject.recipe
-    device = resolve_device(recipe.train.device, recipe.train.plan)
+    device = resolve_device(recipe.train.device, PlanConfig())  # its training may have had another machine
+    if question.output is not None:
+        _make(question.output)
     top_k = min(recipe.evaluate.top_k, len(models[0].model.classes))
-    return _Task(question, models, views, subject, device, top_k, seen)
+    return _Task(question, models, views, subject, device, top_k, trained, seen)
 
 
-def _check_validation(models: list[Opened], subject: Subject) -> None:
+def _check_nested(models: Sequence[Opened], how: Combine) -> None:
+    """Ensembles among several models become one with their members, which a vote cannot be made of."""
+    for opened in models if len(models) > 1 else ():
+        if isinstance(opened.model, Ensemble) and "vote" in (how, opened.model.combine):
+            raise UserError(
+                f"the model {opened.address} is an ensemble itself, and a vote does not give the same with its members "
+                "as with their own result. Give its members one by one (--model for each), or models that are none."
+            )
+
+
+def _make(folder: Path) -> None:
+    """Make the folder of the copies, so that it is not found at the end that nothing can be written there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=folder):
+            pass
+    except (OSError, ValueError) as error:  # ValueError: a NUL in its name
+        why = getattr(error, "strerror", None) or error
+        raise UserError(
+            f"--output {str(folder)!r} cannot be written: {why}. Give another folder, or mend its rights."
+        ) from error
+
+
+def _copy(run: TrackedRun, folder: Path, console: Console) -> None:
+    """Copies of all that was logged; the run has it whether they can be made or not."""
+    try:
+        shutil.copytree(run.folder / "artifacts", folder, dirs_exist_ok=True)
+    except OSError as error:
+        console.say(f"note: not all copies could be made in {folder}: {first_line(error)}; the run has it all")
+    else:
+        console.say(f"copies are in {folder}")
+
+
+def _check_validation(trained: set[str], subject: Subject) -> None:
     """Whether weights can be fitted on validation images that no model was trained on."""
     if not subject.is_own or not subject.whole.counts()["val"]:
         raise UserError(
             "weights are fitted on the validation images of the data that the models were made from, and there "
             "are none. Take --weights equal, or evaluate without another data.root."
         )
-    if seen := seen_by(models, subject.of("val")):
+    if seen := num_of(trained, subject.of("val")):
         raise UserError(
             f"weights cannot be fitted: {seen:,} of the validation images were trained on by one of the models, which "
             "would be preferred for it. Give models with one split (data.split_from), or take --weights equal."
@@ -256,6 +263,8 @@ def _predict(run: TrackedRun, task: _Task, console: Console) -> tuple[int | None
     reads = None
     if subject.split == "test":
         reads = count_read(run, manifest.with_splits(["test"] * len(manifest)), console)
+    elif subject.part == "all" and manifest.counts()["test"]:  # the test images among its own
+        reads = count_read(run, manifest, console)
     each = [_of(opened, manifest, task, k, subject.split, console) for k, opened in enumerate(task.models)]
     if len(each) == 1:
         return reads, each[0], (1.0,)
@@ -287,15 +296,9 @@ def _log_ensemble(run: TrackedRun, task: _Task, weights: tuple[float, ...]) -> N
     ensemble = Ensemble(tuple(members), tuple(shares), task.question.combine)
     ensemble.save(run.folder / "classifier")
     run.log_text(_recipe_text(run, task.subject.recipe), "recipe.yaml")
-    frame = task.subject.whole.frame
-    trained = set[str]().union(*(trained_on(opened) for opened in task.models))
-    frame = frame[["id", "label", "split", "group", "content"]].assign(
-        split=[
-            "train" if content in trained else split
-            for content, split in zip(frame["content"], frame["split"], strict=True)
-        ]
-    )
-    run.log_text(frame.to_csv(index=False), SPLIT_TABLE)
+    whole = task.subject.whole
+    pairs = zip(whole.frame["content"], whole.frame["split"], strict=True)
+    log_split(run, whole.with_splits(["train" if content in task.trained else split for content, split in pairs]))
     run.log_model("classifier", top_k=ensemble.top_k)
 
 
@@ -336,7 +339,8 @@ def _log(
     figures |= {"evaluate/images": len(predictions.ids), "evaluate/trained_on": task.seen}
     data = {"name": Path(subject.recipe.data.origin).name, "digest": subject.manifest.digest}
     model_id = None if own else task.models[0].model_id
-    if model_id or (own and subject.is_own):
+    # As a model's own figures only those of what is served, which looks at an image once.
+    if question.tta == 1 and (model_id or (own and subject.is_own)):
         run.log_model_metrics(figures, model_id=model_id, dataset=data)
     else:
         run.log_metrics(figures)
@@ -346,17 +350,23 @@ def _log(
         pixels=lambda name: _pixels(subject.manifest, places[name]),
     )  # fmt: skip
     if question.explain:
-        _explain(run, task, task.models[int(np.argmax(weights))], predictions, places)
+        _explain(run, task, task.models[int(np.argmax(weights))], predictions, places, console)
 
 
-def _explain(run: TrackedRun, task: _Task, opened: Opened, predictions: Predictions, places: Mapping[str, int]) -> None:
+def _explain(
+    run: TrackedRun, task: _Task, opened: Opened, predictions: Predictions, places: Mapping[str, int], console: Console
+) -> None:
     """Log where a model looked in the surest mistakes."""
     from imgcls.jobs.explain import explained_mistakes  # captum takes a second, which few ask for
 
     manifest, split = task.subject.manifest, task.subject.split
     rows = mistakes(predictions, task.question.explain, by="confidence").to_dict("records")
     items = [(read_image(manifest, places[row["id"]]), row["label"], row["predicted"]) for row in rows]
-    figure = explained_mistakes(opened.model, items, title=f"{task.name}, {split}: what spoke for its mistakes")
+    try:
+        figure = explained_mistakes(opened.model, items, title=f"{task.name}, {split}: what spoke for its mistakes")
+    except UserError as error:  # a network without a map; all figures are logged by now
+        console.say(f"note: no mistakes are explained: {error}")
+        return
     plots.save(figure, run.file(f"plots/explained_mistakes_{split}.png"))
     run.log_file(f"plots/explained_mistakes_{split}.png")
 

@@ -73,7 +73,7 @@ def predict(inputs: Sequence[str | Path] | str | Path, *, quiet: bool = False, *
 
     Raises:
         UserError: as `run_predict`. Nothing is written then, but perhaps the list of images that cannot be read.
-        KeyboardInterrupt: Ctrl-C; nothing is written, and the run is KILLED.
+        KeyboardInterrupt: Ctrl-C; the run is KILLED, and nothing is written unless it was complete already.
     """
     words = [str(inputs)] if isinstance(inputs, str | Path) else [str(word) for word in inputs]
     try:
@@ -169,7 +169,7 @@ def run_predict(
                 sample=sample,
                 columns=None if sample is None else columns_of(sample, classes),
             )
-            _keep_inputs(path, inputs, submission)
+            _keep_inputs(writer, inputs, submission)
             params = {"model": model, "inputs": " ".join(inputs), "tta": tta, "tta_views": tta_views}
             params |= {"combine": combine, "output": str(path), "device": where}
             task = _Task(opened, views, where, found, order, stack.enter_context(writer), sample, params)
@@ -226,11 +226,17 @@ def _output_path(output: Path | None, submission: Path | None) -> Path:
     return path
 
 
-def _keep_inputs(output: Path, inputs: Sequence[str], submission: Path | None) -> None:
-    """An error where the output would replace what is read."""
+def _keep_inputs(output: Output, inputs: Sequence[str], submission: Path | None) -> None:
+    """An error where the output, or the list of what cannot be read, would replace or remove what is read."""
     for read in (*inputs, *([] if submission is None else [str(submission)])):
-        if output.resolve() == Path(absolute(read)).resolve():
-            raise UserError(f"the output {output} is what is read; give another file (--output).")
+        where = Path(absolute(read)).resolve()
+        if where == output.path.resolve():
+            raise UserError(f"the output {output.path} is what is read; give another file (--output).")
+        if where == output.unreadable.resolve():
+            raise UserError(
+                f"{output.unreadable} is what is read, but is to list the images that cannot be read, beside the "
+                f"output {output.path}; give another file (--output), or rename it."
+            )
 
 
 def _tell_skipped(inputs: Inputs, console: Console) -> None:

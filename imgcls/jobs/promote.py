@@ -1,5 +1,6 @@
 """The verb `promote`: a run's model becomes the one that an alias names, where its recipe's gates let it through."""
 
+import json
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,14 +10,14 @@ from typing import Any, Literal
 from imgcls.errors import UserError
 from imgcls.evaluation.gates import Verdict
 from imgcls.jobs.console import Console
-from imgcls.jobs.evaluation_data import Subject, find_subject, seen_by
+from imgcls.jobs.evaluation_data import NO_USE, Subject, find_subject, seen_by
 from imgcls.jobs.open_model import Opened, open_model
 from imgcls.jobs.promote_evidence import Evidence, gather, hold, log_evidence, tell
 from imgcls.jobs.record import before_run, common_tags, log_data, report_end, within_run
 from imgcls.jobs.signals import Signals, Stopped
 from imgcls.jobs.surroundings import environment
 from imgcls.jobs.test_reading import count_read
-from imgcls.recipe import Recipe, Resolved, resolve
+from imgcls.recipe import Recipe, Resolved, diff, resolve
 from imgcls.tracking import run as tracking
 from imgcls.tracking.model_files import digest_of_run
 from imgcls.tracking.promotion import move_alias
@@ -31,6 +32,8 @@ SHOWS = "the report and the gates' figures"
 VERDICT_TAG = "imgcls.verdict"
 _OWN = ("promote.", "train.output_dir")
 """Fields that are not find_subject's."""
+_REPEATED = ("promote.", "data.", "train.device")
+"""Fields that stand in the command that does it again, where they are not the run's own."""
 
 
 @dataclass(frozen=True)
@@ -136,6 +139,11 @@ class _Task:
         words = ["imgcls", "promote", "--run", str(self.candidate.run_id), "--name", self.name]
         if self.alias != CHAMPION:
             words += ["--alias", self.alias]
+        recipe = self.resolved.recipe
+        there = recipe.flat()
+        for field, _, value in diff(self.candidate.recipe, recipe):
+            if field.startswith(_REPEATED) and field not in NO_USE and field in there:
+                words += [f"--{field}", json.dumps(value, ensure_ascii=False)]
         return shlex.join([*words, *(["--force", self.force] if self.force else [])])
 
     @property
@@ -245,14 +253,7 @@ def _task(
         device = resolve(candidate.recipe.as_dict(), overrides, texts=texts).recipe.train.device
     where = resolve_device(device, PlanConfig())
     rival, incomparable = (None, "") if champion is None else _rival(champion, candidate, force, console)
-    subject = find_subject([candidate], console, texts=texts, overrides=overrides, part="test")
-    if not subject.is_own:
-        raise UserError(
-            f"the images in {subject.recipe.data.origin} are not those that the run {candidate.run_id} was made from: "
-            f"found the digest {subject.whole.digest}, expected {candidate.digest}. A model is promoted on the test "
-            "images of its own run, which it has not seen. Put back what was changed, or name the folder with the "
-            "images of then (--data.root FOLDER)."
-        )
+    subject = find_subject([candidate], console, texts=texts, overrides=overrides, part="test", others=False)
     recipe = _with_gates(subject.recipe, resolved.recipe)
     about = Resolved(recipe, _recipe_name(candidate), resolved.notices)
     return _Task(name, alias, force, candidate, champion, rival, incomparable, subject, about, where)

@@ -143,8 +143,8 @@ def gather(
 
 
 def _row(what: str, run_id: str, version: str, predictions: Predictions) -> dict[str, object]:
-    found = scores(predictions)
-    return {"model": what, "version": version, "run": run_id, **{name: found[name] for name in FIGURES}}
+    found = scores(predictions)  # which images of one class alone do not have all of
+    return {"model": what, "version": version, "run": run_id, **{name: found.get(name, np.nan) for name in FIGURES}}
 
 
 def _predicted(

@@ -21,6 +21,9 @@ from imgcls.tracking.store import artifact
 
 Kept = TypeVar("Kept")
 
+SPLIT_TABLE = "tables/split.csv"
+"""The artifact of a run that says how its images were split."""
+
 
 class Shelf:
     """Data that a process which trains again and again, as a sweep's worker does, reads once and keeps."""
@@ -68,7 +71,7 @@ def split_data(manifest: Manifest, config: DataConfig) -> Manifest:
         return split(manifest, config, table=None if config.split_from is None else Path(config.split_from))
     with ExitStack() as stack:
         try:
-            path = stack.enter_context(artifact(config.split_run, "tables/split.csv"))
+            path = stack.enter_context(artifact(config.split_run, SPLIT_TABLE))
         except UserError as error:
             raise UserError(f"data.split_from: {error}") from error
         return split(manifest, config, table=path)

@@ -286,7 +286,8 @@ def _tracked(
         run.log_metrics({"best/epoch": best["epoch"], **figures})
         predictions, classifier = train_log.conclude(run, prepared, history, console)
         headline = f"best epoch {best['epoch']:.0f}: val acc {best['val/acc']:.4f}, f1 {best['val/f1']:.4f}"
-        run.describe(f"{headline}. Next: `imgcls evaluate --model {run.run_id}`")
+        how = "" if prepared.manifest.counts()["test"] else " --split val"
+        run.describe(f"{headline}. Next: `imgcls evaluate --model {run.run_id}{how}`")
     result = TrainResult(
         run_id=run.run_id,
         experiment_id=run.experiment_id,

@@ -14,9 +14,10 @@ from imgcls.inference.predict import predict
 from imgcls.jobs import data_preview
 from imgcls.jobs.console import Console
 from imgcls.jobs.prepare import Prepared
+from imgcls.jobs.reading import SPLIT_TABLE
 from imgcls.jobs.record import log_data
 from imgcls.jobs.surroundings import environment
-from imgcls.tables import History, Predictions, Row
+from imgcls.tables import History, Manifest, Predictions, Row
 from imgcls.tracking.run import TrackedRun
 from imgcls.training.checkpoint import Checkpoint
 from imgcls.training.keeper import BEST, LAST, REWIND, best_row
@@ -35,9 +36,7 @@ def describe(
     """
     recipe, manifest = prepared.recipe, prepared.manifest
     log_recipe(run, prepared, repeat=repeat)
-    columns = ["id", "label", "split", "group", "content"]
-    table = manifest.frame[columns].assign(label=[manifest.classes[k] for k in manifest.labels])
-    run.log_text(table.to_csv(index=False), "tables/split.csv")
+    log_split(run, manifest)
     if recipe.data.balance != "none":
         counts = np.bincount(manifest.part("train").labels, minlength=len(manifest.classes))
         weights = {"class": manifest.classes, "train_images": counts, "weight": prepared.class_weights}
@@ -45,6 +44,16 @@ def describe(
     if whole:
         describe_data(run, prepared)
     _describe_model(run, prepared)
+
+
+def log_split(run: TrackedRun, manifest: Manifest) -> None:
+    """Log which images the data set has, with the names of their classes, and how they are split.
+
+    `data.split_from` reads it, and whoever asks what a model was trained on.
+    """
+    columns = ["id", "label", "split", "group", "content"]
+    table = manifest.frame[columns].assign(label=[manifest.classes[k] for k in manifest.labels])
+    run.log_text(table.to_csv(index=False), SPLIT_TABLE)
 
 
 def describe_data(run: TrackedRun, prepared: Prepared) -> None:

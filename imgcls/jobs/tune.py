@@ -164,10 +164,11 @@ def _lead(
 ) -> TuneResult:
     """Work at the sweep, and write its run."""
     with within_run(run, console, signals, shows=SHOWS):
-        parents = _open_families(run, sweep, subjects)
+        parents = dict[str, TrackedRun]()
         report = Report(run, sweep)
-        ids = {name: child.run_id for name, child in parents.items()}
         try:
+            _open_families(run, sweep, subjects, signals, parents)
+            ids = {name: child.run_id for name, child in parents.items()}
             _work(run, sweep, subjects, ids, report, console, signals)
             result = _conclude(run, sweep, report)
         except Stopped as stopped:
@@ -195,18 +196,9 @@ def _join(
     """Work at a sweep whose run another process writes; where that ends first, this one writes the end."""
     console.say(f"another process leads the sweep; this one joins it, in the run {run.run_id}")
     signals.release()
-    deadline = time.monotonic() + PARENT_WAIT_S
-    while None in (parents := {name: sweep.attributes.get(f"run/{name}") for name in subjects}).values():
-        if time.monotonic() > deadline:
-            raise UserError(
-                f"the process that began the sweep {sweep.name!r} has made no runs for its families; it may be gone. "
-                "End its run in `imgcls ui`, then run this again."
-            )
-        time.sleep(POLL_S)
-        signals.raise_if_requested()
-    report = Report(run, sweep)
-    known = {name: run_id for name, run_id in parents.items() if run_id is not None}
     try:
+        known = _await_families(sweep, subjects, signals)
+        report = Report(run, sweep)
         _work(run, sweep, subjects, known, None, console, signals)
         result = _conclude(run, sweep, report)
         if sweep.is_done():  # else the time of this command was up, and the other one goes on
@@ -216,6 +208,28 @@ def _join(
         run.leave()
     _tell_end(result, run, report, console)
     return result
+
+
+def _await_families(sweep: Sweep, subjects: Mapping[str, Subject], signals: Signals) -> dict[str, str]:
+    """The ids of the families' runs, which the process that leads makes.
+
+    Raises:
+        UserError: it makes none.
+        Stopped: it was asked to end.
+    """
+    deadline = time.monotonic() + PARENT_WAIT_S
+    while True:
+        found = {name: sweep.attributes.get(f"run/{name}") for name in subjects}
+        known = {name: run_id for name, run_id in found.items() if run_id is not None}
+        if len(known) == len(found):
+            return known
+        if time.monotonic() > deadline:
+            raise UserError(
+                f"the process that began the sweep {sweep.name!r} has made no runs for its families; it may be gone. "
+                "End its run in `imgcls ui`, then run this again."
+            )
+        time.sleep(POLL_S)
+        signals.raise_if_requested()
 
 
 def _open_run(sweep: Sweep, subjects: Mapping[str, Subject], resolved: Resolved) -> tuple[TrackedRun, bool]:
@@ -256,22 +270,22 @@ def _describe(run: TrackedRun, sweep: Sweep, subjects: Mapping[str, Subject], re
     describe_data(run, prepared)
 
 
-def _open_families(run: TrackedRun, sweep: Sweep, subjects: Mapping[str, Subject]) -> dict[str, TrackedRun]:
-    """The run of each family, nested in the sweep's; made where there is none yet."""
-    found = {}
+def _open_families(
+    run: TrackedRun, sweep: Sweep, subjects: Mapping[str, Subject], signals: Signals, found: dict[str, TrackedRun]
+) -> None:
+    """Put the run of each family, nested in the sweep's, into `found` as soon as there is one, so that it is ended."""
     for family, subject in subjects.items():
         output_dir = Path(subject.prepared.recipe.train.output_dir)
-        known = sweep.attributes.get(f"run/{family}")
-        if known is None:
+        with signals.shielded():
+            known = sweep.attributes.get(f"run/{family}")
+            if known is not None:
+                found[family] = reopen(run.store, known, output_dir)
+                continue
             tags = {"imgcls.verb": "study", "imgcls.family": family, "imgcls.sweep": sweep.name}
             tags["imgcls.plan"] = str(subject.prepared.plan)
-            child = tracking.start(output_dir, name=family, tags=tags, parent=run.run_id)
+            found[family] = child = tracking.start(output_dir, name=family, tags=tags, parent=run.run_id)
             child.log_params(subject.prepared.recipe.flat())
             sweep.attributes.set(f"run/{family}", child.run_id)
-            found[family] = child
-        else:
-            found[family] = reopen(run.store, known, output_dir)
-    return found
 
 
 def _work(

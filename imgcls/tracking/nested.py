@@ -8,10 +8,8 @@ from pathlib import Path
 
 from imgcls.errors import UserError
 from imgcls.tracking.owner import OWNER_TAG, claim, is_running
-from imgcls.tracking.run import Status, TrackedRun
-from imgcls.tracking.store import Store, connect, first_line
-
-_END_TAGS = ("imgcls.error", "imgcls.stopped_by")
+from imgcls.tracking.run import REASON_TAGS, Status, TrackedRun
+from imgcls.tracking.store import Store, active_run, connect, first_line
 
 
 def find_parent(run_id: str, uri: str) -> tuple[Store, bool]:
@@ -22,21 +20,12 @@ def find_parent(run_id: str, uri: str) -> tuple[Store, bool]:
         uri: the store that it was made in.
 
     Raises:
-        UserError: this store has no such run, or it is deleted.
+        UserError: this store has no such run, it is deleted, or the store fails.
     """
     store = connect()
-    try:
-        run = store.client.get_run(run_id)
-    except Exception as error:
-        raise UserError(
-            f"the sweep's run {run_id} is not in {store.uri}: {first_line(error)}. It was made in {uri}; set "
-            "MLFLOW_TRACKING_URI to that, or give the sweep another name."
-        ) from error
-    if run.info.lifecycle_stage != "active":
-        raise UserError(
-            f"the sweep's run {run_id} is deleted. Restore it (mlflow runs restore --run-id {run_id}), or give the "
-            "sweep another name."
-        )
+    other = "or give the sweep another name"
+    missing = f"It was made in {uri}; set MLFLOW_TRACKING_URI to that, {other}."
+    run = active_run(store, run_id, then=other, missing=missing, what="run of the sweep")
     if run.info.status != "RUNNING":
         return store, False
     try:
@@ -58,7 +47,7 @@ def reopen(store: Store, run_id: str, output_dir: Path) -> TrackedRun:
         tags = store.client.get_run(run_id).data.tags
         with store.writing():
             store.client.update_run(run_id, status="RUNNING")
-            for tag in _END_TAGS:
+            for tag in REASON_TAGS.values():
                 if tag in tags:
                     store.client.delete_tag(run_id, tag)
     except Exception as error:

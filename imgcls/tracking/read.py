@@ -4,23 +4,19 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from imgcls.errors import UserError
 from imgcls.plugins import nearest
 from imgcls.tables import History, Predictions
-from imgcls.tracking.store import Store, first_line
+from imgcls.tracking.store import MissingArtifact, Store, fetch, first_line, is_missing, no_answer
 
 PARENT_TAG, VERB_TAG = "mlflow.parentRunId", "imgcls.verb"
 BEST = "best/val_acc"
 """The figure that ranks a sweep's trials."""
 NUM_RECENT, NUM_SEARCHED, PAGE = 5, 200, 1000
-
-
-class MissingArtifact(UserError):
-    """A run that does not have what was asked of it."""
 
 
 @dataclass(frozen=True)
@@ -67,8 +63,8 @@ def read_run(store: Store, target: str) -> FoundRun:
     try:
         run = store.client.get_run(parsed[1])
     except Exception as error:
-        if getattr(error, "error_code", "") != "RESOURCE_DOES_NOT_EXIST":
-            raise _no_answer(store, error) from error
+        if not is_missing(error):
+            raise no_answer(store, error) from error
         raise UserError(f"there is no run {parsed[1]} in {store.uri}.{_hint(store, parsed[1])}") from error
     if run.info.lifecycle_stage != "active":
         raise UserError(
@@ -89,13 +85,6 @@ def _found(run: Any) -> FoundRun:
         metrics=dict(run.data.metrics),
         tags=dict(run.data.tags),
         seconds=None if not info.end_time else (info.end_time - info.start_time) / 1000,
-    )
-
-
-def _no_answer(store: Store, error: Exception) -> UserError:
-    return UserError(
-        f"the tracking store {store.uri} did not give what was asked of it: {first_line(error)}. Try again; where that "
-        "does not help, look at the server's log, or set MLFLOW_TRACKING_URI to the store that the run is in."
     )
 
 
@@ -151,26 +140,20 @@ def _children(store: Store, parent: FoundRun) -> list[FoundRun]:
             if not token:
                 return found
     except Exception as error:
-        raise _no_answer(store, error) from error
+        raise no_answer(store, error) from error
 
 
 @contextmanager
 def _local(store: Store, run: FoundRun, artifact: str) -> Iterator[Path]:
     """A copy of an artifact."""
-    folder = str(PurePosixPath(artifact).parent)
     with TemporaryDirectory(prefix="imgcls-") as temporary:
-        try:
-            entries = store.client.list_artifacts(run.run_id, None if folder == "." else folder)
-            there = artifact in [entry.path for entry in entries]
-            local = store.client.download_artifacts(run.run_id, artifact, temporary) if there else None
-        except Exception as error:
-            raise _no_answer(store, error) from error
+        local = fetch(store, run.run_id, artifact, temporary)
         if local is None:
             raise MissingArtifact(
                 f"the run {run.run_id} ({run.name}, {run.status}) has no artifact {artifact!r}: it ended before that "
                 "was written, its files were moved, or imgcls did not make it. Give a finished run of `imgcls train`."
             )
-        yield Path(local)
+        yield local
 
 
 def read_history(store: Store, run: FoundRun) -> History:

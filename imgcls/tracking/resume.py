@@ -13,11 +13,10 @@ from typing import Any
 
 from imgcls.errors import UserError
 from imgcls.tracking.owner import OWNER_TAG, claim, is_running, owner_in
-from imgcls.tracking.run import SPOOL, TrackedRun
-from imgcls.tracking.store import Store, connect, first_line
+from imgcls.tracking.run import REASON_TAGS, SPOOL, TrackedRun
+from imgcls.tracking.store import Store, active_run, connect, fetch, first_line, no_answer
 
 CHECKPOINTS = "checkpoints"
-_NOT_RUNNING_TAGS = ("imgcls.error", "imgcls.stopped_by")
 
 
 @dataclass(frozen=True)
@@ -54,13 +53,7 @@ def find(target: str) -> Interrupted:
     if folder is not None and "MLFLOW_TRACKING_URI" not in os.environ and (uri := owner_in(folder).get("uri")):
         os.environ["MLFLOW_TRACKING_URI"] = uri
     store = connect()
-    try:
-        run = store.client.get_run(run_id)
-    except Exception as error:
-        raise UserError(
-            f"there is no run {run_id} in {store.uri}: {first_line(error)}. Give the id of a run from `imgcls ui`, or "
-            "set MLFLOW_TRACKING_URI to the store that it is in."
-        ) from error
+    run = active_run(store, run_id, then="then go on with it")
     tags = dict(run.data.tags)
     owner = _owner(tags)
     if folder is None and owner and Path(owner["folder"]).is_dir():
@@ -108,10 +101,6 @@ def _owner(tags: Mapping[str, str]) -> dict[str, Any]:
 
 def _check_open(store: Store, run: Any, tags: Mapping[str, str], folder: Path | None, owner: Mapping[str, Any]) -> None:
     run_id, status = run.info.run_id, run.info.status
-    if run.info.lifecycle_stage != "active":
-        raise UserError(
-            f"the run {run_id} is deleted. Restore it with `mlflow runs restore --run-id {run_id}`, then go on with it."
-        )
     if tags.get("imgcls.verb") != "train":
         raise UserError(f"the run {run_id} is no training of imgcls; expected one that `imgcls train` made.")
     waits = [] if folder is None else read_spool(folder)
@@ -145,7 +134,7 @@ def reattach(found: Interrupted, folder: Path) -> TrackedRun:
         waits = [operation for operation in read_spool(folder) if operation["op"] != "end"]
         run.go_on(waits, *_metrics_of(client, run_id))
         client.update_run(run_id, status="RUNNING")
-        for tag in _NOT_RUNNING_TAGS:
+        for tag in REASON_TAGS.values():
             if tag in found.tags:
                 client.delete_tag(run_id, tag)
     except Exception as error:
@@ -181,19 +170,18 @@ def artifact_file(found: Interrupted, name: str) -> Iterator[Path]:
     """An artifact as a file: the work folder's where it is there, else a copy of the run's.
 
     Raises:
-        UserError: neither has it.
+        UserError: neither has it, or the store fails.
     """
     if found.folder is not None and (found.folder / "artifacts" / name).is_file():
         yield found.folder / "artifacts" / name
         return
     with TemporaryDirectory(prefix="imgcls-") as temporary:
-        try:
-            path = Path(found.store.client.download_artifacts(found.run_id, name, temporary))
-        except Exception as error:
+        path = fetch(found.store, found.run_id, name, temporary)
+        if path is None:
             raise UserError(
                 f"the run {found.run_id} has no artifact {name!r}: it ended before its training began. Start it "
                 "again: imgcls train RECIPE"
-            ) from error
+            )
         yield path
 
 
@@ -205,13 +193,22 @@ def local_checkpoints(found: Interrupted) -> Path | None:
 
 
 def download_checkpoints(found: Interrupted, target: Path) -> None:
-    """Fetch those of the run's checkpoints that are not in the folder yet."""
+    """Fetch those of the run's checkpoints that are not in the folder yet.
+
+    Raises:
+        UserError: the store fails.
+    """
     target.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix="imgcls-") as temporary, contextlib.suppress(Exception):  # a run without any
-        for entry in found.store.client.list_artifacts(found.run_id, CHECKPOINTS):
-            name = Path(entry.path).name
-            if not (target / name).exists():
-                shutil.move(found.store.client.download_artifacts(found.run_id, entry.path, temporary), target / name)
+    try:
+        entries = found.store.client.list_artifacts(found.run_id, CHECKPOINTS)
+    except Exception as error:
+        raise no_answer(found.store, error) from error
+    with TemporaryDirectory(prefix="imgcls-") as temporary:
+        for place in (target / Path(entry.path).name for entry in entries):
+            if not place.exists() and (
+                file := fetch(found.store, found.run_id, f"{CHECKPOINTS}/{place.name}", temporary)
+            ):
+                shutil.move(file, place)
 
 
 def interrupted(output_dir: Path) -> list[str]:

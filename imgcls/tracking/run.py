@@ -31,7 +31,8 @@ GRACE_SECONDS = 15.0
 SPOOL = "unsent.jsonl"
 MOST_PARAM_CHARS = 6000
 BATCH = 100
-_REASON_TAGS: dict[Status, str] = {"FAILED": "imgcls.error", "KILLED": "imgcls.stopped_by"}
+REASON_TAGS: dict[Status, str] = {"FAILED": "imgcls.error", "KILLED": "imgcls.stopped_by"}
+"""The tag that says why a run ended so."""
 
 
 class TrackedRun:
@@ -165,7 +166,7 @@ class TrackedRun:
     def finish(self, status: Status, reason: str | None = None) -> bool:
         """End the run; True if all of it is in the store, False if operations wait in the work folder."""
         if reason is not None:
-            self.set_tags({_REASON_TAGS[status]: reason})
+            self.set_tags({REASON_TAGS[status]: reason})
         with self._lock:
             self._write({"op": "end", "status": status, "time": int(time.time() * 1000)})
             self._ended = True
@@ -305,9 +306,9 @@ def end_for(run_id: str, folder: Path, status: Status, reason: str) -> TrackedRu
             run.finish(status, reason)
             return run
         if found.info.status in ("FAILED", "KILLED"):
-            for tag in set(_REASON_TAGS.values()) & set(found.data.tags):
+            for tag in set(REASON_TAGS.values()) & set(found.data.tags):
                 store.client.delete_tag(run_id, tag)
-            store.client.set_tag(run_id, _REASON_TAGS[status], reason[:5000])
+            store.client.set_tag(run_id, REASON_TAGS[status], reason[:5000])
             store.client.set_terminated(run_id, status)
     return None
 
@@ -319,14 +320,14 @@ def fail_attached_run(reason: str, *, status: Status = "FAILED") -> None:
         return
     with contextlib.suppress(Exception):  # the store may be what failed; the error itself is already on its way
         store = connect()
-        store.client.set_tag(run_id, _REASON_TAGS[status], reason[:5000])
+        store.client.set_tag(run_id, REASON_TAGS[status], reason[:5000])
         store.client.set_terminated(run_id, status)
 
 
 def upload(folder: Path) -> tuple[str, int]:
     """Send what waits in a run's work folder; returns the run id and how many operations were sent.
 
-    Where the job was killed before it could end its run, the run is marked KILLED.
+    Where the job was killed before it could end its run, the run is marked KILLED; not where it was another process's.
 
     Raises:
         UserError: the folder is not one that waits, its job is still running, or the store still does not take it.
@@ -346,8 +347,9 @@ def upload(folder: Path) -> tuple[str, int]:
         )
     os.environ["MLFLOW_TRACKING_URI"] = about["uri"]
     store = connect()
-    if all(operation["op"] != "end" for operation in unsent):
-        unsent.append({"op": "tags", "tags": {_REASON_TAGS["KILLED"]: "killed while its tracking server was down"}})
+    joined = folder.resolve().name.startswith(f"{about['run_id']}-")  # a run that another process leads and ends
+    if not joined and all(operation["op"] != "end" for operation in unsent):
+        unsent.append({"op": "tags", "tags": {REASON_TAGS["KILLED"]: "killed while its tracking server was down"}})
         unsent.append({"op": "end", "status": "KILLED", "time": int(time.time() * 1000)})
     total, errors = len(unsent), list[Exception]()
     _send_all(store, about["run_id"], folder, unsent, errors)

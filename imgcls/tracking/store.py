@@ -10,7 +10,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory, gettempdir
 from typing import Any
 
@@ -160,24 +160,89 @@ def first_line(error: Exception) -> str:
     return text.splitlines()[0].rstrip(".")
 
 
+class MissingArtifact(UserError):
+    """A run that is not there, or that does not have what was asked of it; the store has answered."""
+
+
+def is_missing(error: Exception) -> bool:
+    """Whether a store says by this error that it does not have what was asked for; else it has failed."""
+    return getattr(error, "error_code", "") in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
+
+
+def no_answer(store: Store, error: Exception) -> UserError:
+    """What a user is told of a store that fails."""
+    return UserError(
+        f"the tracking store {store.uri} did not give what was asked of it: {first_line(error)}. See that it answers, "
+        "and run it again; where that does not help, look at the server's log, or set MLFLOW_TRACKING_URI to the "
+        "store that the run is in."
+    )
+
+
+def active_run(store: Store, run_id: str, *, then: str, missing: str = "", what: str = "run") -> Any:
+    """MLflow's entity of a run that is there and not deleted.
+
+    Args:
+        store: where it is.
+        run_id: its id.
+        then: what to do once a deleted run is restored, such as `then refit it`.
+        missing: what to do where there is none; "" is to give another.
+        what: what it is to the user.
+
+    Raises:
+        UserError: there is none, it is deleted, or the store fails.
+    """
+    try:
+        run = store.client.get_run(run_id)
+    except Exception as error:
+        if not is_missing(error):
+            raise no_answer(store, error) from error
+        advice = missing or (
+            "Give the id of a run from `imgcls ui`, or set MLFLOW_TRACKING_URI to the store that it is in."
+        )
+        raise UserError(f"there is no {what} {run_id} in {store.uri}: {first_line(error)}. {advice}") from error
+    if run.info.lifecycle_stage != "active":
+        raise UserError(
+            f"the {what} {run_id} is deleted. Restore it with `mlflow runs restore --run-id {run_id}`, {then}."
+        )
+    return run
+
+
+def fetch(store: Store, run_id: str, path: str, folder: str) -> Path | None:
+    """Copy one of a run's artifacts into a folder; None where it has none of this path.
+
+    Raises:
+        UserError: the store fails.
+    """
+    parent = str(PurePosixPath(path).parent)
+    try:
+        entries = store.client.list_artifacts(run_id, None if parent == "." else parent)
+        if path not in [entry.path for entry in entries]:
+            return None
+        return Path(store.client.download_artifacts(run_id, path, folder))
+    except Exception as error:
+        raise no_answer(store, error) from error
+
+
 @contextlib.contextmanager
 def artifact(run_id: str, path: str) -> Iterator[Path]:
     """A local copy of one of a run's artifacts.
 
     Raises:
-        UserError: there is no such run, or it has no such artifact.
+        MissingArtifact: there is no such run, or it has no such artifact.
+        UserError: the store fails.
     """
     store = connect()
     with TemporaryDirectory(prefix="imgcls-") as folder:
         try:
             store.client.get_run(run_id)
         except Exception as error:
-            raise UserError(
+            if not is_missing(error):
+                raise no_answer(store, error) from error
+            raise MissingArtifact(
                 f"{run_id!r} is neither a file nor a run in {store.uri}: {first_line(error)}. Give an existing "
                 "file, or a run id from `imgcls ui`."
             ) from error
-        try:
-            local = store.client.download_artifacts(run_id, path, folder)
-        except Exception as error:
-            raise UserError(f"the run {run_id} has no artifact {path!r}; was it made by imgcls?") from error
-        yield Path(local)
+        local = fetch(store, run_id, path, folder)
+        if local is None:
+            raise MissingArtifact(f"the run {run_id} has no artifact {path!r}; was it made by imgcls?")
+        yield local

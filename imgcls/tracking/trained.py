@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from imgcls.errors import UserError
-from imgcls.tracking.store import Store, connect, first_line
+from imgcls.tracking.store import active_run, connect
 
 BEST_RUN_TAG = "imgcls.best_run_id"
 """On a sweep's run: its best completed trial."""
@@ -50,7 +50,7 @@ def find_trained(target: str) -> Trained:
             "such as `imgcls ui` shows."
         )
     store = connect()
-    run = _get(store, found[1])
+    run = active_run(store, found[1], then="then refit it")
     sweep = None
     if run.data.tags.get("imgcls.verb") == "tune":
         sweep, best = found[1], run.data.tags.get(BEST_RUN_TAG)
@@ -59,7 +59,7 @@ def find_trained(target: str) -> Trained:
                 f"the sweep {sweep} (status {run.info.status}) has no completed trial to refit. Let it run until one "
                 "is finished, or give a training's run id."
             )
-        run = _get(store, best)
+        run = active_run(store, best, then="then refit it")
     _check(run)
     tags = run.data.tags
     return Trained(
@@ -69,21 +69,6 @@ def find_trained(target: str) -> Trained:
         data_digest=tags["imgcls.data_digest"],
         sweep=sweep,
     )
-
-
-def _get(store: Store, run_id: str) -> Any:
-    try:
-        run = store.client.get_run(run_id)
-    except Exception as error:
-        raise UserError(
-            f"there is no run {run_id} in {store.uri}: {first_line(error)}. Give the id of a run from `imgcls ui`, or "
-            "set MLFLOW_TRACKING_URI to the store that it is in."
-        ) from error
-    if run.info.lifecycle_stage != "active":
-        raise UserError(
-            f"the run {run_id} is deleted. Restore it with `mlflow runs restore --run-id {run_id}`, then refit it."
-        )
-    return run
 
 
 def _check(run: Any) -> None:

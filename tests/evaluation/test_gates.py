@@ -241,6 +241,9 @@ def test_other_data_and_packages_that_cannot_be_installed_refuse_unless_that_is_
     model = predictions([True] * 9 + [False])
     found = verdict(model, model, PromoteConfig(), model_mb=1, latency_ms=1, same_data=known, installable=known)
     assert [one.name for one in found.gates if not one.passed] == ["same_data", "installable"]
+    assert found.gates[-1].sentence.endswith(
+        "cannot be installed" if known is False else "can be installed is not known"
+    )
     lax = PromoteConfig(require_same_data=False, require_installable=False)
     assert verdict(model, model, lax, model_mb=1, latency_ms=1, same_data=known, installable=known).passed
 

@@ -185,6 +185,48 @@ def test_views_change_the_probabilities_and_are_recorded(
     assert np.allclose(results[2].predictions.probs.sum(1), 1)
 
 
+def test_all_of_its_own_images_are_a_read_of_the_test_set_among_them_but_no_test(
+    trained: tuple[imgcls.TrainResult, imgcls.TrainResult], evaluated: imgcls.EvaluateResult
+) -> None:
+    result = imgcls.evaluate(trained[0].run_id, split="all", quiet=True)
+    assert (len(result.predictions.ids), result.predictions.split) == (1797, "all")
+    assert result.reads is not None
+    assert result.reads >= 2
+    data = run_of(result.run_id).data
+    assert data.tags["imgcls.test_digest"] == run_of(evaluated.run_id).data.tags["imgcls.test_digest"]
+    assert "all/acc" in data.metrics
+    assert [name for name in data.metrics if name.startswith("test/")] == ["test/reads"]
+
+
+def test_what_cannot_be_explained_or_copied_at_the_end_is_a_note_and_views_are_not_what_is_served(
+    trained: tuple[imgcls.TrainResult, imgcls.TrainResult],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    def no_map(*_words: Any, **_options: Any) -> Any:
+        raise UserError("the network has no map.")
+
+    def full(*_words: Any, **_options: Any) -> Any:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("imgcls.jobs.explain.explained_mistakes", no_map)
+    monkeypatch.setattr("imgcls.jobs.evaluate.shutil.copytree", full)
+    result = imgcls.evaluate(
+        trained[0].run_id, split="val", tta=2, tta_views="flips", explain=2, output=tmp_path / "out"
+    )
+    run = run_of(result.run_id)
+    assert run.info.status == "FINISHED"
+    told = capsys.readouterr().out
+    assert "note: no mistakes are explained: the network has no map." in told
+    assert f"note: not all copies could be made in {tmp_path}/out: [Errno 28] No space left on device; the run" in told
+    assert "copies are in" not in told
+    [entry] = run.inputs.model_inputs
+    model = connect().client.get_logged_model(entry.model_id)
+    assert "val/acc" in run.data.metrics
+    assert not [metric for metric in model.metrics if metric.run_id == result.run_id]
+
+
 # --- other images
 
 
@@ -247,6 +289,31 @@ def test_several_models_become_one_that_is_logged_and_gives_the_same(
     expected = sum(weight * probs for weight, probs in zip(result.weights, single, strict=True))
     row = served.predict(pd.DataFrame({"image": [_png(pixels)]})).iloc[0]
     assert row["probability"] == pytest.approx(float(np.max(expected)), abs=1e-5)
+
+
+def test_an_ensemble_of_named_classes_can_be_evaluated_and_says_what_its_members_were_trained_on(
+    make_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    root = make_folder(classes=2, images=20)
+    (root / "class0").rename(root / "cat")
+    (root / "class1").rename(root / "dog")
+    fields = {**FIELDS, "data.root": str(root), "train.epochs": 1, "train.batch_size": 8}
+    each = [imgcls.train("folder", {**fields, "data.split_seed": seed}, quiet=True).run_id for seed in (0, 1)]
+    first = imgcls.evaluate(each, quiet=True)
+    again = imgcls.evaluate(first.run_id, split="val", quiet=True)
+    tables = [
+        pd.read_csv(connect().client.download_artifacts(run_id, "tables/split.csv", str(tmp_path)), index_col="id")
+        for run_id in (*each, first.run_id)
+    ]
+    assert set(tables[2]["label"]) == {"cat", "dog"}
+    members, whole = tables[:2], tables[2]["split"]
+    union = members[0].index[(members[0]["split"] == "train") | (members[1]["split"] == "train")]
+    assert set(whole.index[whole == "train"]) == set(union)
+    assert (
+        set(again.predictions.ids)
+        == set(whole.index[whole == "val"])
+        < set(members[0].index[members[0]["split"] == "val"])
+    )
 
 
 def _png(pixels: np.ndarray[Any, np.dtype[np.uint8]]) -> bytes:

@@ -251,6 +251,16 @@ def test_what_is_read_is_not_overwritten(model: str, photos: Path) -> None:
     assert "t.csv is what is read" in refusal(photos / "t.csv", model, output=photos / "t.csv")
 
 
+def test_the_list_of_an_earlier_time_is_not_removed_where_it_is_what_is_read(model: str, photos: Path) -> None:
+    """To predict again what could not be read, after it was mended."""
+    given = Path("predictions.csv.unreadable.csv")
+    given.write_text(f"id,reason\n{photos}/b.png,damaged\n")
+    text = refusal(given, model)
+    assert f"{given.absolute()} is what is read, but is to list the images that cannot be read" in text
+    assert given.exists()
+    assert run(given, model, output=Path("again.csv")).num_images == 1
+
+
 # --- how it ends
 
 

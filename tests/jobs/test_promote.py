@@ -134,7 +134,10 @@ def test_its_run_has_every_figure_the_report_and_the_predictions(
     report = artifact(first.run_id, "report.md", tmp_path).read_text()
     assert report.startswith(f"# first@champion: the run {trained['good']}, the first\n\n**Passed**: ")
     recipe = artifact(first.run_id, "recipe.yaml", tmp_path)
-    assert f"# Repeat it with: imgcls promote --run {trained['good']} --name first\n" in recipe.read_text()
+    assert (
+        f"# Repeat it with: imgcls promote --run {trained['good']} --name first --promote.min_metrics "
+        in recipe.read_text()
+    )
     assert resolve(recipe).recipe.promote.min_metrics == {"acc": 0.2}
     assert not Path("outputs").exists()
 
@@ -372,7 +375,7 @@ def test_other_images_than_those_of_the_run_are_refused(
     make_folder: Callable[..., Path],
 ) -> None:
     texts = {"data.source": "folder", "data.root": str(make_folder())}
-    with pytest.raises(UserError, match=r"photos have no test split"):
+    with pytest.raises(UserError, match=r"photos are not those that the model .*name the folder with the ima"):
         promoted(trained["good"], "others", texts=texts)
     assert find_alias(connect(), "others") is None
 

@@ -312,7 +312,7 @@ def test_unreadable_images_are_left_out_counted_and_listed_where_that_is_asked_f
     with pytest.raises(UserError, match=r"class1/3\.png"):
         imgcls.train(None, photos, quiet=True)
     assert runs() == []
-    result = imgcls.train(None, {**photos, "data.on_bad_image": "skip"})
+    result = imgcls.train(None, {**photos, "data.on_bad_image": "skip", "data.test_fraction": 0})
     assert "skipped 1 file: class1/3.png (cannot read the image" in capsys.readouterr().out
     client = connect().client
     listed = Path(client.download_artifacts(result.run_id, "tables/skipped.jsonl", str(tmp_path))).read_text()
@@ -320,6 +320,8 @@ def test_unreadable_images_are_left_out_counted_and_listed_where_that_is_asked_f
     split_table = pd.read_csv(client.download_artifacts(result.run_id, "tables/split.csv", str(tmp_path)))
     assert len(split_table) == 23
     assert "class1/3.png" not in list(split_table["id"])
+    next_step = client.get_run(result.run_id).data.tags["mlflow.note.content"].partition("Next: ")[2]
+    assert next_step == f"`imgcls evaluate --model {result.run_id} --split val`", "there are no images for the test"
 
 
 @pytest.mark.parametrize("depth", ["quick", "full", "off"])
@@ -342,7 +344,9 @@ def test_the_data_are_checked_before_training_and_the_report_is_in_the_run(
     assert out.count("imgcls data check") == 1
     path = client.download_artifacts(result.run_id, "tables/data_check.json", str(tmp_path))
     report = json.loads(Path(path).read_text())
-    digest = client.get_run(result.run_id).data.tags["imgcls.data_digest"]
+    tags = client.get_run(result.run_id).data.tags
+    assert tags["mlflow.note.content"].endswith(f"Next: `imgcls evaluate --model {result.run_id}`")
+    digest = tags["imgcls.data_digest"]
     assert (report["depth"], report["images"], report["digest"]) == (depth, 25, digest)
 
 

@@ -9,8 +9,8 @@ import pytest
 
 from imgcls.errors import UserError
 from imgcls.tables import History
-from imgcls.tracking.read import MissingArtifact, finished_trials, read_history, read_predictions, read_run
-from imgcls.tracking.store import Store, connect
+from imgcls.tracking.read import finished_trials, read_history, read_predictions, read_run
+from imgcls.tracking.store import MissingArtifact, Store, connect
 from tests.evaluation.test_intervals import predictions
 
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning")

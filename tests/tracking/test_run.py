@@ -236,6 +236,17 @@ def test_upload_marks_the_run_of_a_job_that_was_killed(run: TrackedRun, client: 
     assert client.told[-1] == ("end", "KILLED")
 
 
+def test_upload_of_one_that_joined_a_sweep_does_not_end_the_run_of_the_process_that_leads_it(
+    run: TrackedRun, client: FakeClient, tmp_path: Path
+) -> None:
+    joined = TrackedRun(run.store, run.run_id, tmp_path / f"{run.run_id}-4711")
+    client.fails = lambda _call: True
+    joined.log_metrics({"a": 1}, step=1)
+    client.fails = lambda _call: False
+    assert upload(joined.folder) == ("r1", 1)
+    assert [call for call, _ in client.told] == ["metrics"]
+
+
 def test_upload_leaves_a_job_that_is_still_running_alone(run: TrackedRun, client: FakeClient) -> None:
     client.fails = lambda _call: True
     run.log_metrics({"a": 1}, step=1)

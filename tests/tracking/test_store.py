@@ -6,7 +6,13 @@ from typing import Any
 import pytest
 
 from imgcls.errors import UserError
-from imgcls.tracking.store import artifact, connect, tracking_uri
+from imgcls.tracking import nested, resume, trained
+from imgcls.tracking import store as module
+from imgcls.tracking.nested import find_parent
+from imgcls.tracking.resume import Interrupted, artifact_file, download_checkpoints
+from imgcls.tracking.resume import find as find_interrupted
+from imgcls.tracking.store import MissingArtifact, Store, artifact, connect, tracking_uri
+from imgcls.tracking.trained import find_trained
 
 # MLflow's own models of its tables, read when its SQL store is first opened.
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning")
@@ -119,3 +125,79 @@ def test_an_artifact_of_no_run_and_a_run_without_it_are_errors(client: Any) -> N
     client.set_terminated(run_id)
     with pytest.raises(UserError, match=f"the run {run_id} has no artifact 'x'"), artifact(run_id, "x"):
         pass
+
+
+class Gone:
+    """The client of a server that stops answering after it was opened."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise ConnectionError(f"{name}: connection refused\nand a stack")
+
+
+@pytest.mark.usefixtures("client")
+@pytest.mark.parametrize("lasts", ["", "get_run", "get_run list_artifacts"])
+def test_a_store_that_fails_is_not_taken_for_a_run_without_the_artifact(
+    client: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, lasts: str
+) -> None:
+    run_id = client.create_run("0").info.run_id
+    (tmp_path / "x").write_text("text")
+    client.log_artifact(run_id, str(tmp_path / "x"))
+    client.set_terminated(run_id)
+    gone: Any = Gone()
+    for name in lasts.split():
+        setattr(gone, name, getattr(client, name))
+    monkeypatch.setattr(module, "connect", lambda: Store("http://gone", gone, "0"))
+    with (
+        pytest.raises(
+            UserError, match=r"^the tracking store http://gone did not give .*: connection refused\. See tha"
+        ),
+        artifact(run_id, "x"),
+    ):
+        pass
+    monkeypatch.setattr(module, "connect", lambda: Store("http://there", client, "0"))
+    with pytest.raises(MissingArtifact), artifact(run_id, "y"):
+        pass
+    with pytest.raises(MissingArtifact), artifact("0" * 32, "x"):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("find", "missing", "deleted"),
+    [
+        (lambda run_id: find_parent(run_id, "sqlite:///other.db"),
+         "there is no run of the sweep .*It was made in sqlite:///other.db; set", "or give the sweep another name"),
+        (find_trained, "there is no run .*Give the id of a run from `imgcls ui`", "then refit it"),
+        (find_interrupted, "there is no run .*Give the id of a run from `imgcls ui`", "then go on with it"),
+    ],
+    ids=["a sweep", "a training", "one to go on with"],
+)  # fmt: skip
+def test_a_run_that_is_missing_or_deleted_is_told_from_a_store_that_fails(
+    client: Any, monkeypatch: pytest.MonkeyPatch, find: Any, missing: str, deleted: str
+) -> None:
+    with pytest.raises(UserError, match=missing):
+        find("0" * 32)
+    run_id = client.create_run("0").info.run_id
+    client.delete_run(run_id)
+    with pytest.raises(
+        UserError, match=rf"is deleted\. Restore it with `mlflow runs restore --run-id {run_id}`, {deleted}"
+    ):
+        find(run_id)
+    for place in (nested, trained, resume):
+        monkeypatch.setattr(place, "connect", lambda: Store("http://gone", Gone(), "0"))
+    with pytest.raises(UserError, match=r"^the tracking store http://gone did not give .*: connection refused\. See"):
+        find(run_id)
+
+
+def test_a_run_to_go_on_with_whose_store_fails_is_not_called_one_without_files(client: Any, tmp_path: Path) -> None:
+    run_id = client.create_run("0").info.run_id
+    client.set_terminated(run_id)
+    there = Interrupted(Store("http://there", client, "0"), run_id, {}, None, None)
+    with pytest.raises(UserError, match="it ended before its training began"), artifact_file(there, "recipe.yaml"):
+        pass
+    download_checkpoints(there, tmp_path / "none")
+    assert list((tmp_path / "none").iterdir()) == []
+    gone = Interrupted(Store("http://gone", Gone(), "0"), run_id, {}, None, None)
+    with pytest.raises(UserError, match="http://gone did not give"), artifact_file(gone, "recipe.yaml"):
+        pass
+    with pytest.raises(UserError, match="http://gone did not give"):
+        download_checkpoints(gone, tmp_path / "none")
