@@ -47,12 +47,13 @@ def describe(
 
 
 def log_split(run: TrackedRun, manifest: Manifest) -> None:
-    """Log which images the data set has, with the names of their classes, and how they are split.
+    """Log which images the data set has, with the names of their classes ("" without one), and how they are split.
 
     `data.split_from` reads it, and whoever asks what a model was trained on.
     """
     columns = ["id", "label", "split", "group", "content"]
-    table = manifest.frame[columns].assign(label=[manifest.classes[k] for k in manifest.labels])
+    names = ["" if k < 0 else manifest.classes[k] for k in manifest.labels]
+    table = manifest.frame[columns].assign(label=names)
     run.log_text(table.to_csv(index=False), SPLIT_TABLE)
 
 
