@@ -5,6 +5,7 @@ import hashlib
 import os
 import random
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,8 @@ from typing import Any
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models on cores that the other tests use too
+if os.environ.pop("PYTHONDONTWRITEBYTECODE", None):  # or each of hundreds of processes compiles the package anew
+    sys.dont_write_bytecode = False
 if "PYTEST_XDIST_WORKER" not in os.environ:  # for all workers
     MEMORY = Path("/dev/shm")
     if "TMPDIR" not in os.environ and MEMORY.is_dir() and shutil.disk_usage(MEMORY).free > 4 << 30:
