@@ -20,7 +20,7 @@ from imgcls.tracking import resume as tracking
 from imgcls.tracking.resume import Interrupted
 from imgcls.tracking.run import TrackedRun
 from imgcls.training.checkpoint import Checkpoint, newest
-from imgcls.training.keeper import BEST, LAST, REWIND
+from imgcls.training.keeper import BEST, LAST, REWIND, newest_in
 from imgcls.training.plan import Plan
 
 FREE = (
@@ -89,19 +89,27 @@ def find(
     folder = tracking.local_checkpoints(found)
     if found.file is not None:
         checkpoint = Checkpoint.load(found.file)
+        if checkpoint.averaged:
+            raise UserError(
+                f"{found.file} holds averaged weights (train.averaging is {resolved.recipe.train.averaging}), from "
+                f"which no training goes on; expected the weights that were trained. {LAST} has them: imgcls train "
+                f"--resume {found.run_id}"
+            )
         assert folder is not None
         return Resumption(found, resolved, checkpoint, folder, work)
-    best = None if folder is None else newest([folder / LAST, folder / BEST])
-    if folder is None or best is None or (best[1].rows and not (folder / BEST).exists()):
+    last = None if folder is None else newest([folder / LAST])
+    if folder is None or last is None or (last[1].rows and not (folder / BEST).exists()):
         folder = folder or work / "artifacts" / tracking.CHECKPOINTS
-        tracking.download_checkpoints(found, folder)
-        best = newest([folder / LAST, folder / BEST])
-    if best is None:
+        tracking.download_checkpoints(found, folder, damaged=(LAST,) if last is None else ())
+    taken = newest_in(folder)
+    if taken is None:
+        averaged = " but averages of weights, from which no training goes on" if (folder / BEST).exists() else ""
         raise UserError(
-            f"the run {found.run_id} has no checkpoint that can be read, neither in {folder} nor among its artifacts: "
-            "it ended before its training began, or they were removed. Start it again: imgcls train RECIPE"
+            f"the run {found.run_id} has no checkpoint that can be read{averaged}, neither in {folder} nor among its "
+            "artifacts: it ended before its training began, or they were removed or damaged. Start it again: imgcls "
+            "train RECIPE"
         )
-    return Resumption(found, resolved, best[1], folder, work)
+    return Resumption(found, resolved, taken[1], folder, work)
 
 
 def _recipe(found: Interrupted, overrides: Mapping[str, Any] | None, texts: Mapping[str, str] | None) -> Resolved:

@@ -279,7 +279,7 @@ def fit(
         if resume is None:
             keeper.save(loop.checkpoint())  # from the first step on there is something to go on from
         else:
-            keeper.tidy(resume.rows)
+            keeper.take_up(loop.checkpoint(), averaged=trainer.averaged_weights())
     yield from loop.rows()
 
 

@@ -18,6 +18,7 @@ from imgcls.models.family import StagedModel
 from imgcls.tables import Row
 from imgcls.training.averaging import Averages, Averaging
 from imgcls.training.checkpoint import Checkpoint
+from imgcls.training.keeper import LAST
 from imgcls.training.losses import Loss
 from imgcls.training.microbatch import MicroBatch
 from imgcls.training.mixing import Mixing
@@ -305,8 +306,13 @@ class Trainer:
         """Take up the weights and the state of a checkpoint.
 
         Raises:
-            UserError: it is of another network or another optimiser.
+            UserError: it is of another network or another optimiser, or holds averaged weights.
         """
+        if checkpoint.averaged:
+            raise UserError(
+                f"the checkpoint after epoch {checkpoint.epoch} holds averaged weights (train.averaging), from which "
+                f"no training goes on. Expected the weights that were trained: {LAST} has them."
+            )
         try:
             self.model.load_state_dict(checkpoint.model)
             self.load_state_dict(checkpoint.trainer)

@@ -148,6 +148,59 @@ def test_a_killed_run_goes_on_from_its_folder_once_its_process_is_gone(
     check_as_if_uninterrupted(run_id, whole, imgcls.train(resume=target.format(run_id), quiet=True))
 
 
+@pytest.mark.parametrize("averages", [{"averaging": "ema"}, {"averaging": "swa", "swa_start": 0.2}])
+def test_with_averages_it_goes_on_from_the_weights_that_were_trained(
+    photos: dict[str, Any], monkeypatch: pytest.MonkeyPatch, averages: dict[str, Any]
+) -> None:
+    photos |= {f"train.{name}": value for name, value in averages.items()}
+    with monkeypatch.context() as patch:
+        patch.setenv("MLFLOW_EXPERIMENT_NAME", "whole")
+        whole = imgcls.train(None, photos, quiet=True)
+    run_id = interrupt(monkeypatch, photos, killed=True)
+    monkeypatch.setattr(tracking, "is_running", lambda _owner: False)
+    folder = Path("outputs", run_id, "artifacts/checkpoints")
+    with pytest.raises(UserError, match=rf"averaging is {averages['averaging']}\), .*: imgcls train --resume {run_id}"):
+        imgcls.train(resume=folder / "best.pt", quiet=True)
+    last = (folder / LAST).read_bytes()
+    (folder / LAST).write_bytes(last[:1000])
+    with pytest.raises(UserError, match="no checkpoint that can be read but averages of weights"):
+        imgcls.train(resume=run_id, quiet=True)
+    (folder / LAST).write_bytes(last)
+    check_as_if_uninterrupted(run_id, whole, imgcls.train(resume=run_id, quiet=True))
+
+
+def test_what_the_store_does_not_give_is_told_and_fetched_the_next_time(
+    photos: dict[str, Any], whole: imgcls.TrainResult, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_id = interrupt(monkeypatch, photos)
+    client = type(connect().client)
+    real = client.download_artifacts
+
+    def breaking(self: Any, run_id: str, path: str, folder: str | None = None) -> str:
+        local: str = real(self, run_id, path, folder)
+        if path.endswith(LAST):
+            Path(local).write_bytes(Path(local).read_bytes()[:1000])
+            raise ConnectionResetError("connection reset by peer")
+        return local
+
+    with monkeypatch.context() as patch:
+        patch.setattr(client, "download_artifacts", breaking)
+        with pytest.raises(UserError, match=rf"checkpoints of the run {run_id} cannot be fetched .*connection reset"):
+            imgcls.train(resume=run_id, quiet=True)
+    assert [path.name for path in Path("outputs", run_id, "artifacts/checkpoints").iterdir()] == ["best.pt"]
+    check_as_if_uninterrupted(run_id, whole, imgcls.train(resume=run_id, quiet=True))
+
+
+def test_a_damaged_checkpoint_is_fetched_anew(
+    photos: dict[str, Any], whole: imgcls.TrainResult, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_id = interrupt(monkeypatch, photos)
+    folder = Path("outputs", run_id, "artifacts/checkpoints")
+    folder.mkdir(parents=True)
+    (folder / LAST).write_bytes(b"half a file")
+    check_as_if_uninterrupted(run_id, whole, imgcls.train(resume=f"outputs/{run_id}", quiet=True))
+
+
 def test_a_new_training_tells_of_an_interrupted_one(
     photos: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
