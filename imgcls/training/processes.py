@@ -62,17 +62,18 @@ class Group:
         return self.rank == 0
 
     def average_gradients(
-        self, parameters: Iterable[nn.Parameter], loss: torch.Tensor, share: torch.Tensor
-    ) -> torch.Tensor:
-        """Put the gradient of the whole batch's loss into every process; returns that loss.
+        self, parameters: Iterable[nn.Parameter], loss: torch.Tensor, share: torch.Tensor, hits: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Put the gradient of the whole batch's loss into every process; returns that loss, and all hits.
 
         Args:
             parameters: those with a gradient must be the same in all processes.
             loss: () of this process's part.
             share: () what the part's loss counts in that of the whole; the gradients are of `loss * share`.
+            hits: () images of the part that the network is right about.
         """
         gradients = [p.grad for p in parameters if p.grad is not None]
-        figures = torch.stack([share.float(), loss.detach().float() * share.float()])
+        figures = torch.stack([share.float(), loss.detach().float() * share.float(), hits.float()])
         with _others():
             sent = [(dist.all_reduce(figures, async_op=True), figures, list[torch.Tensor]())]
             for bucket in _buckets(gradients):
@@ -83,7 +84,7 @@ class Group:
                 parts = torch.split(flat, [gradient.numel() for gradient in bucket]) if bucket else ()
                 for gradient, part in zip(bucket, parts, strict=True):
                     gradient.copy_((part / figures[0].to(part.dtype)).view_as(gradient))
-        return figures[1] / figures[0]
+        return figures[1] / figures[0], figures[2]
 
     @torch.no_grad()
     def broadcast_model(self, model: nn.Module, *, buffers_only: bool = False) -> None:

@@ -45,11 +45,11 @@ class Totals:
         self._norms = torch.zeros((), device=device)
         self.count = self._num_norms = 0
 
-    def add(self, loss: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor) -> None:
-        """Count a batch: its mean loss, its logits (B, C) and its labels (B,)."""
-        self._loss += loss.detach() * len(labels)
-        self._hits += (logits.detach().argmax(1) == labels).sum()
-        self.count += len(labels)
+    def add(self, loss: torch.Tensor, hits: torch.Tensor, count: int) -> None:
+        """Count a batch: its mean loss, how many of its images the network is right about, and how many it has."""
+        self._loss += loss.detach() * count
+        self._hits += hits
+        self.count += count
 
     def add_norm(self, norm: torch.Tensor) -> None:
         """Count the norm of a step's gradient."""
@@ -67,7 +67,7 @@ class Totals:
         return {"train/grad_norm": self._norms.item() / self._num_norms} if self._num_norms else {}
 
     def over(self, group: Group) -> tuple[float, float, int]:
-        """(loss, accuracy, number) of the images of all processes; NaN of none."""
+        """(loss, accuracy, number) of the images of all processes, where each has counted its own; NaN of none."""
         sums = zip(*group.gather((self._loss.item(), self._hits.item(), self.count)), strict=True)
         loss, hits, count = map(sum, sums)
         return (loss / count, hits / count, int(count)) if count else (math.nan, math.nan, 0)
@@ -158,6 +158,7 @@ class Trainer:
     def step(self, batch: Batch, *, steps_per_epoch: int, totals: Totals, lr: float | None = None) -> bool:
         """One update of the weights, at the schedule's learning rate or at `lr`; False where it was left out.
 
+        What `totals` gets is of the whole batch, also where this process has but a part of it.
         It is left out where that is asked for and its loss or a gradient is not finite. It counts for the schedule
         then, but not for `totals`; the statistics of batch normalisation are put back.
 
@@ -175,9 +176,10 @@ class Trainer:
         loss, logits = self._micro.run(
             len(labels), partial(self._add_gradients, inputs, labels, divisor), undo=self._undo_gradients
         )
+        hits = _num_hits(logits, labels if labels.ndim == 1 else labels.argmax(1))
         if self._group.size > 1:
             share = torch.as_tensor(total / divisor, device=loss.device)
-            loss = self._group.average_gradients(self.model.parameters(), loss / share, share)
+            loss, hits = self._group.average_gradients(self.model.parameters(), loss / share, share, hits)
         self._steps += 1
         if self._skips_nan and not self._may_update(loss):
             self._undo_gradients()
@@ -190,7 +192,7 @@ class Trainer:
         self._scaler.step(self._optimizer)
         self._scaler.update()
         self._averaging.after_step()
-        totals.add(loss, logits, labels if labels.ndim == 1 else labels.argmax(1))
+        totals.add(loss, hits, len(labels) if self._group.size == 1 else batch.total)
         return True
 
     def _may_update(self, loss: torch.Tensor) -> bool:
@@ -257,7 +259,7 @@ class Trainer:
                     continue
                 inputs, labels = self._to_device(batch)
                 logits = self._micro.run(len(labels), partial(self._in_parts, inputs))
-                totals.add(self._val_loss(logits, labels), logits, labels)
+                totals.add(self._val_loss(logits, labels), _num_hits(logits, labels), len(labels))
                 predicted.append(logits.argmax(1).cpu().numpy())
                 true.append(batch.labels.numpy())
                 num_classes = logits.shape[1]
@@ -405,6 +407,11 @@ class _Undo:
     def _changing(self) -> list[torch.Tensor]:
         modules = (module for module in self._model.modules() if module.training)
         return [buffer for module in modules for buffer in module.buffers(recurse=False)]
+
+
+def _num_hits(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """() of how many labels (B,) the logits (B, C) are highest."""
+    return (logits.detach().argmax(1) == labels).sum()
 
 
 def _all_finite(tensors: list[torch.Tensor]) -> bool:

@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import pickle
+import shutil
 import signal
 import socket
 import sys
@@ -36,6 +37,7 @@ from imgcls.training.processes import (
     resolve_processes,
 )
 from imgcls.training.trainer import Totals, Trainer
+from tests.training.test_fit import without_times
 
 COUNT, CLASSES = 61, 3
 LABELS = np.arange(COUNT, dtype=np.int64) % CLASSES
@@ -73,7 +75,7 @@ def _one(work: Callable[..., Any], rank: int, size: int, port: int, folder: Path
 
 def together(size: int, folder: Path, work: Callable[..., Any], *words: Any) -> list[Any]:
     """What `work(group, *words)` gives in each of so many processes; an ended one gives None."""
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     port = free_port()
     context = multiprocessing.get_context("forkserver")  # which imports torch once
     context.set_forkserver_preload([__name__])
@@ -108,8 +110,12 @@ def network() -> nn.Module:
     )
 
 
-def trained(group: Group, folder: Path, weighted: bool, batch_size: int) -> tuple[list[Row], list[float], bytes]:
-    """The rows, the losses a step, and the weights in the end."""
+def trained(
+    group: Group, folder: Path, weighted: bool, batch_size: int, stop_after: int | None = None
+) -> tuple[list[Row], list[float], bytes]:
+    """The rows, the losses a step, and the weights in the end; goes on from the folder's checkpoint, if any."""
+    resume = Checkpoint.load(folder / LAST) if (folder / LAST).exists() else None
+    group.gather(0)  # all have looked before one writes
     model = network()
     if not group.is_first:  # what the first one begins with is what counts
         for parameter in model.parameters():
@@ -117,9 +123,9 @@ def trained(group: Group, folder: Path, weighted: bool, batch_size: int) -> tupl
     losses: list[float] = []
 
     class Recorded(Totals):
-        def add(self, loss: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor) -> None:
+        def add(self, loss: torch.Tensor, hits: torch.Tensor, count: int) -> None:
             losses.append(loss.item())
-            super().add(loss, logits, labels)
+            super().add(loss, hits, count)
 
     train, val = loaders(group, batch_size)
     with pytest.MonkeyPatch.context() as patch:
@@ -136,6 +142,8 @@ def trained(group: Group, folder: Path, weighted: bool, batch_size: int) -> tupl
                 checkpoints=folder,
                 class_weights=WEIGHTS if weighted else None,
                 group=group,
+                stop=lambda: len(losses) == stop_after,
+                resume=resume,
             )
         )
     weights = nn.utils.parameters_to_vector(model.parameters()).detach().numpy()
@@ -164,6 +172,20 @@ def test_processes_with_a_part_of_the_batch_each_train_as_one_does(tmp_path: Pat
         )
     assert Checkpoint.load(tmp_path / "parts" / LAST).epoch == 3
     assert (tmp_path / "parts" / BEST).exists()
+
+
+@pytest.mark.slow
+def test_processes_that_go_on_in_the_middle_of_an_epoch_count_as_if_uninterrupted(tmp_path: Path) -> None:
+    """Stopped after the second of three batches of the second epoch."""
+    whole = together(2, tmp_path / "whole", trained, tmp_path / "whole", False, 18)
+    before = together(2, tmp_path / "before", trained, tmp_path / "before", False, 18, 5)
+    shutil.copytree(tmp_path / "before", tmp_path / "after", ignore=shutil.ignore_patterns("*.pickle"))
+    after = together(2, tmp_path / "after", trained, tmp_path / "after", False, 18)
+    for rank in range(2):
+        found = before[rank][0] + after[rank][0]
+        assert without_times(found) == without_times(whole[rank][0])
+        assert before[rank][1] + after[rank][1] == whole[rank][1]
+        assert after[rank][2] == whole[rank][2]
 
 
 @pytest.mark.slow
@@ -290,7 +312,7 @@ def dying(group: Group) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
     parameter = nn.Parameter(torch.zeros(3))
     parameter.grad = torch.ones(3)
-    group.average_gradients([parameter], torch.tensor(1.0), torch.tensor(0.5))
+    group.average_gradients([parameter], torch.tensor(1.0), torch.tensor(0.5), torch.tensor(1))
 
 
 @pytest.mark.slow
