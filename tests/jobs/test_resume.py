@@ -15,6 +15,7 @@ import imgcls
 from imgcls.errors import UserError
 from imgcls.jobs import resume as resuming
 from imgcls.jobs import train as job
+from imgcls.recipe import resolve
 from imgcls.tracking import resume as tracking
 from imgcls.tracking.run import TrackedRun
 from imgcls.tracking.store import connect
@@ -22,6 +23,7 @@ from imgcls.training import losses
 from imgcls.training.checkpoint import Checkpoint
 from imgcls.training.fit import fit
 from imgcls.training.keeper import LAST
+from imgcls.training.plan import Plan
 from tests.jobs.test_train import SMALL, runs, use_store
 
 pytestmark = [
@@ -276,6 +278,29 @@ def test_what_may_change_the_last_digits_is_told(
     torch.set_num_threads(2)
     imgcls.train(resume=run_id)
     assert "note: the run was computed with threads: 1, now 2; figures may differ" in capsys.readouterr().out
+
+
+def test_a_run_of_a_gpu_goes_on_on_the_cpu_with_a_plan_of_its_own(
+    photos: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_id = interrupt(monkeypatch, photos, killed=True)
+    monkeypatch.setattr(tracking, "is_running", lambda _owner: False)
+    artifacts = Path("outputs", run_id, "artifacts")
+    plan = Plan("cuda", "fp16", "nchw")
+    recipe = resolve(artifacts / "recipe.yaml").recipe.replace({"train.plan": plan.as_config()})
+    (artifacts / "recipe.yaml").write_text(recipe.to_yaml())
+    saved = Checkpoint.load(artifacts / "checkpoints" / LAST)
+    about = {**saved.about, "recipe": json.dumps(recipe.flat())}
+    Checkpoint(**{**vars(saved), "plan": plan.as_dict(), "about": about}).save(artifacts / "checkpoints" / LAST)
+    with pytest.raises(UserError, match=r"train\.plan: found .*fp32.* and what it gives depends on it"):
+        imgcls.train(resume=run_id, overrides={"train.plan.precision": "fp32"})
+    result = imgcls.train(resume=run_id)
+    out = capsys.readouterr().out
+    assert (
+        "note: the run was computed on cuda fp16 nchw, a plan of another device; a plan for this one is chosen" in out
+    )
+    assert "note: the run was computed on cuda fp16 nchw, now cpu fp32 nhwc threads=1; figures may differ" in out
+    assert len(result.history.rows) == 3
 
 
 def test_a_run_that_is_not_to_be_gone_on_with_is_refused(photos: dict[str, Any], tmp_path: Path) -> None:
