@@ -31,7 +31,7 @@ from imgcls.models.weights import Pretrained, WeightsReport, load_weights
 from imgcls.recipe import Recipe, Resolved
 from imgcls.tables import Manifest, Split
 from imgcls.training.choose import Choice, choose_plan
-from imgcls.training.fit import check_training, seed_all
+from imgcls.training.fit import check_training, micro_batch_of, seed_all
 from imgcls.training.measure import Job
 from imgcls.training.plan import Plan, resolve_device
 from imgcls.training.processes import ALONE, Group, check_shares
@@ -143,7 +143,10 @@ def prepare(
         batch_size=recipe.train.batch_size,
         sync_batch_norm=recipe.train.sync_batch_norm,
         on_gpu=device == "cuda",
+        micro_batch=micro_batch_of(recipe.train),
     )
+    if recipe.train.sync_batch_norm and group.size == 1:
+        console.say("note: train.sync_batch_norm changes nothing in one process, which has all images of a batch")
     recipe, pretrained = _with_weights(recipe, console)
     split_up, report = shelf.get(
         recipe.data.model_dump_json(), lambda: read(recipe, refits, console, with_report=group.is_first)

@@ -27,7 +27,7 @@ from imgcls.tracking import run as tracking
 from imgcls.tracking.resume import interrupted
 from imgcls.tracking.run import TrackedRun, end_for
 from imgcls.training.checkpoint import Checkpoint
-from imgcls.training.fit import TrainConfig, fit
+from imgcls.training.fit import TrainConfig, fit, micro_batch_of
 from imgcls.training.keeper import LAST, best_row
 from imgcls.training.loop import Step
 from imgcls.training.mixing import build_mixing
@@ -167,7 +167,13 @@ def _train_in_processes(
     """Train in processes of their own, started here."""
     config = resolved.recipe.train
     on_gpu = resolve_device(config.device, config.plan) == "cuda"
-    check_shares(processes, batch_size=config.batch_size, sync_batch_norm=config.sync_batch_norm, on_gpu=on_gpu)
+    check_shares(
+        processes,
+        batch_size=config.batch_size,
+        sync_batch_norm=config.sync_batch_norm,
+        on_gpu=on_gpu,
+        micro_batch=micro_batch_of(config),
+    )
     with handover() as between:
         try:
             run_processes(between, processes, resolved, resumption, signals, quiet=console.is_quiet)

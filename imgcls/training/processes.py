@@ -220,7 +220,9 @@ def resolve_processes(asked: int | Literal["auto"], *, device: Literal["auto", "
     return asked
 
 
-def check_shares(processes: int, *, batch_size: int, sync_batch_norm: bool, on_gpu: bool) -> None:
+def check_shares(
+    processes: int, *, batch_size: int, sync_batch_norm: bool, on_gpu: bool, micro_batch: int | None = None
+) -> None:
     """Raise a `UserError` where a batch cannot be shared out, or batch normalisation cannot be shared."""
     if batch_size % processes or batch_size // processes < 2:
         below = max(2, batch_size // processes) * processes
@@ -232,6 +234,13 @@ def check_shares(processes: int, *, batch_size: int, sync_batch_norm: bool, on_g
         raise UserError(
             "train.sync_batch_norm is true, which torch has for GPUs only, and this training is on the CPU. Set it to "
             "false: each process then normalises its own part of a batch, and the first one's statistics are kept."
+        )
+    if sync_batch_norm and processes > 1 and micro_batch is not None and micro_batch < batch_size // processes:
+        raise UserError(
+            f"train.micro_batch is {micro_batch}, less than the {batch_size // processes} images that each of "
+            f"{processes} processes has of a batch, and train.sync_batch_norm is true: processes that make different "
+            "numbers of parts would wait for each other for ever. Set train.micro_batch to auto with a smaller "
+            "train.batch_size, or train.sync_batch_norm to false."
         )
 
 

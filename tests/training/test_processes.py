@@ -407,3 +407,13 @@ def test_batch_normalisation_is_shared_on_gpus_only() -> None:
         check_shares(2, batch_size=64, sync_batch_norm=True, on_gpu=False)
     check_shares(2, batch_size=64, sync_batch_norm=True, on_gpu=True)
     check_shares(1, batch_size=63, sync_batch_norm=True, on_gpu=False)
+
+
+def test_shared_batch_normalisation_wants_whole_parts() -> None:
+    asked: dict[str, Any] = {"batch_size": 64, "sync_batch_norm": True, "on_gpu": True}
+    with pytest.raises(UserError, match=r"^train.micro_batch is 31, less than the 32 images .* would wait .* to auto"):
+        check_shares(2, **asked, micro_batch=31)
+    for micro_batch in (32, 64, None):
+        check_shares(2, **asked, micro_batch=micro_batch)
+    check_shares(1, **asked, micro_batch=8)
+    check_shares(2, **{**asked, "sync_batch_norm": False}, micro_batch=8)
