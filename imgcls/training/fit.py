@@ -96,7 +96,9 @@ class TrainConfig(Section):
     """Where the loss, or a weight, becomes infinite or not a number. stop: the run fails, with the checkpoint of
     before. skip: a step whose loss or gradient is not finite is left out; 10 in a row fail. It reads every step's
     loss, which holds up a GPU. rewind: back to the beginning of the epoch with half the learning rate, for the rest of
-    the training; 5 times at most."""
+    the training; 5 times at most. In fp16 losses are scaled, and a step whose gradient overflows is left out whatever
+    this says, with a lower scale for the next: that is usual at the beginning and now and then.
+    train/skipped_steps counts what was left out of an epoch, with skip and in fp16."""
     processes: Annotated[int, Field(ge=1)] | Literal["auto"] = 1
     """Processes on this machine that share each batch of `batch_size` images: on GPUs one for each, on a CPU with a
     share of its cores each. auto is the number of GPUs, and 1 on a CPU. Where torchrun or a scheduler started the job,

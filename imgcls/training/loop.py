@@ -182,8 +182,8 @@ class Loop:
         row |= self._totals.grad_norm()
         if isinstance(self._trainer.model, StagedModel):
             row["model/freeze_depth"] = self._trainer.model.freeze_depth
-        if self._rules.on_nan == "skip":
-            row["train/skipped_steps"] = self._skipped
+        if self._rules.on_nan == "skip" or self._trainer.scales:
+            row["train/skipped_steps"] = self._skipped + self._totals.num_left_out
         if self._rules.on_nan == "rewind":
             row["train/lr_factor"] = self._trainer.lr_factor
         row["images_per_s"] = self._totals.count / self._seconds

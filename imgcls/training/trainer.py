@@ -42,8 +42,10 @@ class Totals:
     def __init__(self, device: str) -> None:
         self._loss = torch.zeros((), device=device, dtype=torch.float64 if device == "cpu" else torch.float32)
         self._hits = torch.zeros((), device=device)
-        self._norms = torch.zeros((), device=device)
-        self.count = self._num_norms = 0
+        self._norms, self._num_norms = torch.zeros((), device=device), torch.zeros((), device=device)
+        self._left_out = torch.zeros((), device=device)
+        self.count = 0
+        self._clips = False
 
     def add(self, loss: torch.Tensor, hits: torch.Tensor, count: int) -> None:
         """Count a batch: its mean loss, how many of its images the network is right about, and how many it has."""
@@ -52,9 +54,21 @@ class Totals:
         self.count += count
 
     def add_norm(self, norm: torch.Tensor) -> None:
-        """Count the norm of a step's gradient."""
-        self._norms += norm.detach()
-        self._num_norms += 1
+        """Count the norm of a step's gradient; not one that is infinite or not a number, whose step a scaler of losses
+        leaves out."""
+        is_finite = norm.detach().isfinite()
+        self._norms += torch.where(is_finite, norm.detach(), 0.0)
+        self._num_norms += is_finite
+        self._clips = True
+
+    def add_left_out(self, overflows: torch.Tensor) -> None:
+        """Count a step that a scaler of losses leaves out, where `overflows` is 1 and not 0."""
+        self._left_out += overflows
+
+    @property
+    def num_left_out(self) -> int:
+        """Steps that a scaler of losses has left out."""
+        return int(self._left_out.item())
 
     def means(self) -> tuple[float, float]:
         """(loss, accuracy) over the images so far; NaN of none."""
@@ -64,7 +78,10 @@ class Totals:
 
     def grad_norm(self) -> Row:
         """`train/grad_norm`, where gradients are clipped."""
-        return {"train/grad_norm": self._norms.item() / self._num_norms} if self._num_norms else {}
+        if not self._clips:
+            return {}
+        count = self._num_norms.item()
+        return {"train/grad_norm": self._norms.item() / count if count else math.nan}
 
     def over(self, group: Group) -> tuple[float, float, int]:
         """(loss, accuracy, number) of the images of all processes, where each has counted its own; NaN of none."""
@@ -74,15 +91,17 @@ class Totals:
 
     def state_dict(self) -> dict[str, Any]:
         """The sums, for a checkpoint inside an epoch."""
-        sums = {"loss": self._loss, "hits": self._hits, "norms": self._norms}
-        return {**sums, "count": self.count, "num_norms": self._num_norms}
+        sums = {"loss": self._loss, "hits": self._hits, "norms": self._norms, "num_norms": self._num_norms}
+        return {**sums, "left_out": self._left_out, "count": self.count, "clips": self._clips}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from the sums of `state_dict`."""
         self._loss.copy_(state["loss"])
         self._hits.copy_(state["hits"])
         self._norms.copy_(state["norms"])
-        self.count, self._num_norms = int(state["count"]), int(state["num_norms"])
+        self._num_norms.copy_(torch.as_tensor(state["num_norms"]))
+        self._left_out.copy_(torch.as_tensor(state.get("left_out", 0)))  # earlier checkpoints have none
+        self.count, self._clips = int(state["count"]), bool(state.get("clips", state["num_norms"] > 0))
 
 
 class Trainer:
@@ -185,6 +204,9 @@ class Trainer:
             self._undo_gradients()
             return False
         self._scaler.unscale_(self._optimizer)
+        if self.scales:
+            found = self._scaler._found_inf_per_device(self._optimizer).values()
+            totals.add_left_out(torch.stack([overflows.to(self._plan.device) for overflows in found]).amax())
         add_l1(self._optimizer)
         if self._optim.clip_norm is not None:
             trained = [p for group in self._optimizer.param_groups for p in group["params"]]
@@ -195,10 +217,15 @@ class Trainer:
         totals.add(loss, hits, len(labels) if self._group.size == 1 else batch.total)
         return True
 
+    @property
+    def scales(self) -> bool:
+        """Whether losses are scaled, as in fp16, where a step whose gradient overflows is left out."""
+        return self._scaler.is_enabled()
+
     def _may_update(self, loss: torch.Tensor) -> bool:
         """Whether loss and gradients are finite; of scaled gradients the scaler finds out by itself."""
         found = [loss.detach()]
-        if not self._scaler.is_enabled():
+        if not self.scales:
             found += [p.grad for p in self.model.parameters() if p.grad is not None]
         return _all_finite(found)
 
