@@ -30,7 +30,7 @@ from imgcls.models.freezing import in_words, thaw_schedule
 from imgcls.models.weights import Pretrained, WeightsReport, load_weights
 from imgcls.recipe import Recipe, Resolved
 from imgcls.tables import Manifest, Split
-from imgcls.training.choose import Choice, choose_plan
+from imgcls.training.choose import Choice, choose_plan, given_plan
 from imgcls.training.fit import check_training, micro_batch_of, seed_all
 from imgcls.training.measure import Job
 from imgcls.training.plan import Plan, resolve_device
@@ -181,7 +181,7 @@ def prepare(
     if group.size > 1:
         shared = _loader(name, images[name], fixed_steps, manifest, recipe, device, group)
     val_loader, whole_val, test_loader = (shared, whole, None) if refits is None else (None, None, whole)
-    choice = Choice(plan) if plan else _plan(model, recipe, device, train_loader, steps, group, manifest)
+    choice = _plan(model, recipe, device, train_loader, steps, group, manifest, plan)
     plan = choice.plan
     recipe = recipe.replace({"train.plan": plan.as_config()})
     _tell_prepared(recipe, manifest, architecture, model, choice, group, console)
@@ -236,8 +236,11 @@ def _plan(
     steps: Preprocessing,
     group: Group,
     manifest: Manifest,
+    given: Plan | None,
 ) -> Choice:
-    """The execution plan, measured on copies of the model where that pays."""
+    """The execution plan: as given, or measured on copies of the model where that pays."""
+    if given is not None and not group.is_first:
+        return Choice(given)  # as the first process found it
     job = Job(
         model=model,
         optim=recipe.optim,
@@ -248,7 +251,7 @@ def _plan(
         num_steps=recipe.train.epochs * len(train),
         num_compiles=1 + len(recipe.train.unfreeze),
     )
-    return choose_plan(job, device, recipe.train.plan)
+    return choose_plan(job, device, recipe.train.plan) if given is None else given_plan(job, given)
 
 
 def _views(model: StagedModel, recipe: Recipe, manifest: Manifest, plan: Plan, group: Group, console: Console) -> int:
@@ -259,7 +262,8 @@ def _views(model: StagedModel, recipe: Recipe, manifest: Manifest, plan: Plan, g
                 f"train.cache_features is {recipe.train.cache_features}, but features of frozen stages are kept in a "
                 f"training by one process only, and there are {group.size}. Set it to off, or train.processes to 1."
             )
-        return 0
+        if recipe.train.cache_features == "off" or not group.is_first:
+            return 0
     size, channels, counts = recipe.augment.image_size, recipe.data.channels, manifest.counts()
     assert size != "auto"
     train, frozen = recipe.train, model.freeze_depth > 0
@@ -277,6 +281,12 @@ def _views(model: StagedModel, recipe: Recipe, manifest: Manifest, plan: Plan, g
     choice = choose_views(train.cache_features, situation)
     if choice.note:
         console.say(f"note: {choice.note}")
+    if choice.num_views and group.size > 1:
+        console.say(
+            f"note: {group.size} processes compute the frozen stages in every epoch; one process (train.processes 1) "
+            "would keep what they give of the images (train.cache_features)"
+        )
+        return 0
     return choice.num_views
 
 
