@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ from imgcls.training.processes import (
     Group,
     OthersGone,
     check_shares,
+    from_first,
     is_joined,
     join,
     resolve_processes,
@@ -259,8 +261,12 @@ def resume_training(
     texts: Mapping[str, str] | None = None,
 ) -> TrainResult:
     """`train(resume=target)` with its surroundings given; see `run_training`."""
+    if is_joined() and os.environ["RANK"] != "0":  # the first one looks, and tells
+        os.environ.pop("MLFLOW_RUN_ID", None)
+        console, signals.quiet = Console(quiet=True), True
     with before_run(console):
-        resumption = resuming.find(target, overrides, texts=texts)
+        find = partial(resuming.find, target, overrides, texts=texts)
+        resumption = from_first(find) if is_joined() else find()
     return run_training(resumption.resolved, console, signals, resumption=resumption)
 
 

@@ -291,6 +291,38 @@ def join(*, on_gpu: bool, timeout: float = JOIN_SECONDS, environ: Mapping[str, s
     dist.destroy_process_group()
 
 
+def from_first(work: Callable[[], T], *, timeout: float = JOIN_SECONDS, environ: Mapping[str, str] = os.environ) -> T:
+    """What `work` gives in the first of the processes that were started, in all of them, before they `join`.
+
+    Raises:
+        UserError: in the first: what `work` raises. Or the others do not come.
+        SystemExit: 2, in the others, where it failed.
+    """
+    rank, size, _ = _places(environ)
+    if size == 1:
+        return work()
+    store = _meet(rank, size, timeout, environ)
+    if rank:
+        # In no exchange of torch's, so that this process can be stopped meanwhile.
+        if Group(rank, size, store=store).wait_for("first") != "ok":
+            raise SystemExit(2)
+    else:
+        try:
+            found = work()
+        except BaseException:
+            store.set("first", "failed")
+            raise
+        store.set("first", "ok")
+    with _others():
+        dist.init_process_group(
+            "gloo", store=PrefixStore("imgcls-first", store), rank=rank, world_size=size, timeout=SILENCE
+        )
+    shared = Group(rank, size, store=store, control=dist.group.WORLD).from_first(found if not rank else None)
+    dist.destroy_process_group()
+    assert shared is not None
+    return shared
+
+
 def _places(environ: Mapping[str, str]) -> tuple[int, int, int]:
     """(rank, size, local rank)."""
     size_alone = environ.get("WORLD_SIZE") == "1"
@@ -314,6 +346,8 @@ def _places(environ: Mapping[str, str]) -> tuple[int, int, int]:
 def _meet(rank: int, size: int, timeout: float, environ: Mapping[str, str]) -> Any:
     """The store, once all processes have been seen there."""
     where = f"{environ['MASTER_ADDR']}:{environ['MASTER_PORT']}"
+    if (where, rank, size) in _MET:
+        return _MET[where, rank, size]
     deadline = time.monotonic() + timeout
     try:
         store = next(rendezvous("env://", rank, size, timeout=timedelta(seconds=timeout)))[0]
@@ -333,7 +367,12 @@ def _meet(rank: int, size: int, timeout: float, environ: Mapping[str, str]) -> A
             f"process {rank} of {size} waited {timeout:g} s at {where}, and {_numbers(missing)} did not come. All have "
             "to be started within that time with the same MASTER_ADDR, MASTER_PORT and WORLD_SIZE."
         )
+    _MET[where, rank, size] = store
     return store
+
+
+_MET: dict[tuple[str, int, int], Any] = {}
+"""The stores of this process by where they are: it meets the others once."""
 
 
 def _numbers(ranks: Iterable[int]) -> str:

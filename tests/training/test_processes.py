@@ -32,6 +32,7 @@ from imgcls.training.processes import (
     Group,
     OthersGone,
     check_shares,
+    from_first,
     is_joined,
     join,
     resolve_processes,
@@ -293,6 +294,44 @@ def test_what_processes_tell_each_other(tmp_path: Path) -> None:
         ("first", [0, 10], "of 0", 0),
         ("first", [0, 10], "of 0", 1),
     ]
+
+
+def _first(work: Callable[[], Any], rank: int, port: int, folder: Path) -> None:
+    os.environ.update(places(rank, 2, port))
+    try:
+        found: Any = from_first(lambda: work(rank))  # type: ignore[call-arg]
+        with join(on_gpu=False) as group:
+            found = found, group.gather(rank)
+    except (UserError, SystemExit) as error:
+        found = repr(error)
+    (folder / f"{rank}.pickle").write_bytes(pickle.dumps(found))
+
+
+def found_by(rank: int) -> str:
+    return f"found by {rank}"
+
+
+def not_found_by(rank: int) -> str:
+    raise UserError(f"not found by {rank}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("work", "expected"),
+    [
+        (found_by, [("found by 0", [0, 1])] * 2),
+        (not_found_by, ["UserError('not found by 0')", "SystemExit(2)"]),
+    ],
+)
+def test_the_first_process_finds_for_all_before_they_join(tmp_path: Path, work: Any, expected: list[Any]) -> None:
+    context, port = multiprocessing.get_context("forkserver"), free_port()
+    context.set_forkserver_preload([__name__])
+    processes = [context.Process(target=_first, args=(work, rank, port, tmp_path), daemon=True) for rank in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(PATIENCE)
+    assert [pickle.loads((tmp_path / f"{rank}.pickle").read_bytes()) for rank in range(2)] == expected
 
 
 def disagreeing(group: Group) -> str:
