@@ -30,6 +30,7 @@ SILENCE = timedelta(minutes=30)
 """So long a process may take between two exchanges; one that has died is noticed at once on a CPU."""
 BUCKET_BYTES = 25 * 2**20
 POLL_SECONDS = 0.1
+HEARING_SECONDS = 10.0
 NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 """What torchrun and schedulers set."""
 
@@ -304,13 +305,17 @@ def from_first(work: Callable[[], T], *, timeout: float = JOIN_SECONDS, environ:
     store = _meet(rank, size, timeout, environ)
     if rank:
         # In no exchange of torch's, so that this process can be stopped meanwhile.
-        if Group(rank, size, store=store).wait_for("first") != "ok":
+        said = Group(rank, size, store=store).wait_for("first")
+        with contextlib.suppress(RuntimeError):
+            store.set(f"heard/{rank}", "")
+        if said != "ok":
             raise SystemExit(2)
     else:
         try:
             found = work()
         except BaseException:
             store.set("first", "failed")
+            _see_heard(store, size)
             raise
         store.set("first", "ok")
     with _others():
@@ -321,6 +326,14 @@ def from_first(work: Callable[[], T], *, timeout: float = JOIN_SECONDS, environ:
     dist.destroy_process_group()
     assert shared is not None
     return shared
+
+
+def _see_heard(store: Any, size: int) -> None:
+    """Wait a little until the others have heard that it failed: the store may end with this process."""
+    deadline = time.monotonic() + HEARING_SECONDS
+    with contextlib.suppress(RuntimeError):
+        while time.monotonic() < deadline and not store.check([f"heard/{rank}" for rank in range(1, size)]):
+            time.sleep(POLL_SECONDS)
 
 
 def _places(environ: Mapping[str, str]) -> tuple[int, int, int]:
