@@ -138,15 +138,7 @@ def prepare(
     recipe = resolved.recipe
     tell(resolved.notices, console)
     device = plan.device if plan is not None else resolve_device(recipe.train.device, recipe.train.plan)
-    check_shares(
-        group.size,
-        batch_size=recipe.train.batch_size,
-        sync_batch_norm=recipe.train.sync_batch_norm,
-        on_gpu=device == "cuda",
-        micro_batch=micro_batch_of(recipe.train),
-    )
-    if recipe.train.sync_batch_norm and group.size == 1:
-        console.say("note: train.sync_batch_norm changes nothing in one process, which has all images of a batch")
+    _check_processes(recipe, group, device, console)
     recipe, pretrained = _with_weights(recipe, console)
     split_up, report = shelf.get(
         recipe.data.model_dump_json(), lambda: read(recipe, refits, console, with_report=group.is_first)
@@ -213,6 +205,18 @@ def _tell_prepared(
     for line in choice.lines:
         console.say(line)
     tell_skipped(manifest, console)
+
+
+def _check_processes(recipe: Recipe, group: Group, device: str, console: Console) -> None:
+    check_shares(
+        group.size,
+        batch_size=recipe.train.batch_size,
+        sync_batch_norm=recipe.train.sync_batch_norm,
+        on_gpu=device == "cuda",
+        micro_batch=micro_batch_of(recipe.train),
+    )
+    if recipe.train.sync_batch_norm and group.size == 1:
+        console.say("note: train.sync_batch_norm changes nothing in one process, which has all images of a batch")
 
 
 def _enough_for_each(manifest: Manifest, group: Group) -> None:
