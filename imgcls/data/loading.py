@@ -313,6 +313,13 @@ class Loader:
         for key, batch in zip(self._keys.each_once(epoch), batches, strict=True):
             yield key.rows, batch
 
+    def each_once_of(
+        self, epoch: int, gather: Callable[[Sequence[int]], torch.Tensor]
+    ) -> Iterator[tuple[tuple[int, ...], Batch]]:
+        """As `each_once`, with what `gather` gives of the rows in place of the images, of which none is read."""
+        for key in self._keys.each_once(epoch):
+            yield key.rows, Batch(gather(key.rows), self._dataset.labels(key.rows), key.seed, key.total)
+
     def _here(self, keys: Iterator[_Key]) -> Iterator[Batch]:
         for key in keys:
             yield self._pinned(self._dataset.batch(key))

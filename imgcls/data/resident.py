@@ -164,8 +164,7 @@ class ResidentLoader(Loader):
     def epoch(self, epoch: int, *, start: int = 0) -> Iterator[Batch]:
         """The batches of one epoch, from the batch `start` (from 0) on; equal epochs give bit-identical batches."""
         for batch in self._whole.epoch_of(epoch, self._gather, start=start):
-            self._generator.manual_seed(batch.seed)
-            yield batch._replace(images=self._shifts.apply(batch.images, self._generator))
+            yield self._varied(batch)
 
     def epoch_of(
         self, epoch: int, gather: Callable[[Sequence[int]], torch.Tensor], *, start: int = 0
@@ -174,17 +173,22 @@ class ResidentLoader(Loader):
         return self._whole.epoch_of(epoch, gather, start=start)
 
     def each_once(self, epoch: int) -> Iterator[tuple[tuple[int, ...], Batch]]:
-        """As of the loader: varied by its own pipeline."""
-        return self._whole.each_once(epoch)
+        """As of the loader, from the device and varied as the batches of an epoch are."""
+        for rows, batch in self._whole.each_once_of(epoch, self._gather):
+            yield rows, self._varied(batch)
 
     def rebatched(self, batch_size: int) -> Loader:
-        """As of the loader: not from the device."""
+        """As of the loader: not from the device, and varied by its own pipeline."""
         return self._whole.rebatched(batch_size)
 
     @property
     def images(self) -> Images:
         """The images, as they come before the pipeline."""
         return self._whole.images
+
+    def _varied(self, batch: Batch) -> Batch:
+        self._generator.manual_seed(batch.seed)
+        return batch._replace(images=self._shifts.apply(batch.images, self._generator))
 
     def _gather(self, rows: Sequence[int]) -> torch.Tensor:
         return self._pixels[torch.tensor(rows, dtype=torch.int64).to(self._pixels.device, non_blocking=True)]

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from imgcls.data.cache import cache_dir, size_text
 from imgcls.data.loading import Batches, Loader
+from imgcls.data.resident import ResidentLoader
 from imgcls.jobs.console import Console
 from imgcls.jobs.prepare import Prepared
 from imgcls.models.family import ModelConfig
@@ -86,6 +87,8 @@ def _subject(prepared: Prepared, split: Split, loader: Loader, *, is_exact: bool
         variation = recipe.augment.model_dump(mode="json", exclude=_NOT_OF_PIXELS)
         if recipe.augment.is_varied:
             variation["seed"] = recipe.train.seed
+            if isinstance(loader, ResidentLoader):  # the same variation, drawn in another way
+                variation["on_device"] = True
     contents = [str(content) for content in prepared.manifest.part(split).frame["content"]]
     return Subject(loader, contents, variation, f"{split} images of {recipe.data.origin}")
 

@@ -30,8 +30,8 @@ from imgcls.models.freezing import in_words, thaw_schedule
 from imgcls.models.weights import Pretrained, WeightsReport, load_weights
 from imgcls.recipe import Recipe, Resolved
 from imgcls.tables import Manifest, Split
-from imgcls.training.choose import Choice, choose_plan
-from imgcls.training.fit import check_training, seed_all
+from imgcls.training.choose import Choice, choose_plan, given_plan
+from imgcls.training.fit import check_training, micro_batch_of, seed_all
 from imgcls.training.measure import Job
 from imgcls.training.plan import Plan, resolve_device
 from imgcls.training.processes import ALONE, Group, check_shares
@@ -138,12 +138,7 @@ def prepare(
     recipe = resolved.recipe
     tell(resolved.notices, console)
     device = plan.device if plan is not None else resolve_device(recipe.train.device, recipe.train.plan)
-    check_shares(
-        group.size,
-        batch_size=recipe.train.batch_size,
-        sync_batch_norm=recipe.train.sync_batch_norm,
-        on_gpu=device == "cuda",
-    )
+    _check_processes(recipe, group, device, console)
     recipe, pretrained = _with_weights(recipe, console)
     split_up, report = shelf.get(
         recipe.data.model_dump_json(), lambda: read(recipe, refits, console, with_report=group.is_first)
@@ -178,7 +173,7 @@ def prepare(
     if group.size > 1:
         shared = _loader(name, images[name], fixed_steps, manifest, recipe, device, group)
     val_loader, whole_val, test_loader = (shared, whole, None) if refits is None else (None, None, whole)
-    choice = Choice(plan) if plan else _plan(model, recipe, device, train_loader, steps, group, manifest)
+    choice = _plan(model, recipe, device, train_loader, steps, group, manifest, plan)
     plan = choice.plan
     recipe = recipe.replace({"train.plan": plan.as_config()})
     _tell_prepared(recipe, manifest, architecture, model, choice, group, console)
@@ -212,6 +207,18 @@ def _tell_prepared(
     tell_skipped(manifest, console)
 
 
+def _check_processes(recipe: Recipe, group: Group, device: str, console: Console) -> None:
+    check_shares(
+        group.size,
+        batch_size=recipe.train.batch_size,
+        sync_batch_norm=recipe.train.sync_batch_norm,
+        on_gpu=device == "cuda",
+        micro_batch=micro_batch_of(recipe.train),
+    )
+    if recipe.train.sync_batch_norm and group.size == 1:
+        console.say("note: train.sync_batch_norm changes nothing in one process, which has all images of a batch")
+
+
 def _enough_for_each(manifest: Manifest, group: Group) -> None:
     num_train = manifest.counts()["train"]
     if group.size > 1 and num_train < 2 * group.size:
@@ -233,8 +240,11 @@ def _plan(
     steps: Preprocessing,
     group: Group,
     manifest: Manifest,
+    given: Plan | None,
 ) -> Choice:
-    """The execution plan, measured on copies of the model where that pays."""
+    """The execution plan: as given, or measured on copies of the model where that pays."""
+    if given is not None and not group.is_first:
+        return Choice(given)  # as the first process found it
     job = Job(
         model=model,
         optim=recipe.optim,
@@ -245,7 +255,7 @@ def _plan(
         num_steps=recipe.train.epochs * len(train),
         num_compiles=1 + len(recipe.train.unfreeze),
     )
-    return choose_plan(job, device, recipe.train.plan)
+    return choose_plan(job, device, recipe.train.plan) if given is None else given_plan(job, given)
 
 
 def _views(model: StagedModel, recipe: Recipe, manifest: Manifest, plan: Plan, group: Group, console: Console) -> int:
@@ -256,7 +266,8 @@ def _views(model: StagedModel, recipe: Recipe, manifest: Manifest, plan: Plan, g
                 f"train.cache_features is {recipe.train.cache_features}, but features of frozen stages are kept in a "
                 f"training by one process only, and there are {group.size}. Set it to off, or train.processes to 1."
             )
-        return 0
+        if recipe.train.cache_features == "off" or not group.is_first:
+            return 0
     size, channels, counts = recipe.augment.image_size, recipe.data.channels, manifest.counts()
     assert size != "auto"
     train, frozen = recipe.train, model.freeze_depth > 0
@@ -274,6 +285,12 @@ def _views(model: StagedModel, recipe: Recipe, manifest: Manifest, plan: Plan, g
     choice = choose_views(train.cache_features, situation)
     if choice.note:
         console.say(f"note: {choice.note}")
+    if choice.num_views and group.size > 1:
+        console.say(
+            f"note: {group.size} processes compute the frozen stages in every epoch; one process (train.processes 1) "
+            "would keep what they give of the images (train.cache_features)"
+        )
+        return 0
     return choice.num_views
 
 

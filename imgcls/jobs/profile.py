@@ -70,6 +70,11 @@ def run_profile(
         prepared = prepare(resolved, console)
         if len(prepared.train) == 0:
             raise UserError(f"there are too few training images ({prepared.train.num_images}); expected two or more.")
+        if prepared.num_views:
+            console.say(
+                "note: a training of this recipe keeps what the frozen stages give of the images and computes the rest "
+                "alone, which is faster; what is measured here is one with --train.cache_features off"
+            )
         signals.hold()
         recipe = prepared.recipe
         run = start_measuring("profile", prepared, console)

@@ -20,7 +20,7 @@ from imgcls.tracking import resume as tracking
 from imgcls.tracking.resume import Interrupted
 from imgcls.tracking.run import TrackedRun
 from imgcls.training.checkpoint import Checkpoint, newest
-from imgcls.training.keeper import BEST, LAST, REWIND
+from imgcls.training.keeper import BEST, LAST, REWIND, newest_in
 from imgcls.training.plan import Plan
 
 FREE = (
@@ -55,10 +55,7 @@ class Resumption:
     def plan(self) -> Plan | None:
         """How the run has computed so far; None where that is not to be had here."""
         plan = Plan(**self.checkpoint.plan)
-        asked = self.resolved.recipe.train.device
-        if asked not in ("auto", plan.device) or (plan.device == "cuda" and not torch.cuda.is_available()):
-            return None
-        return plan
+        return plan if _is_device(plan.device, self.resolved.recipe) else None
 
     def reattach(self) -> TrackedRun:
         """The run, RUNNING again, with the checkpoints in its work folder."""
@@ -89,19 +86,44 @@ def find(
     folder = tracking.local_checkpoints(found)
     if found.file is not None:
         checkpoint = Checkpoint.load(found.file)
+        if checkpoint.averaged:
+            raise UserError(
+                f"{found.file} holds averaged weights (train.averaging is {resolved.recipe.train.averaging}), from "
+                f"which no training goes on; expected the weights that were trained. {LAST} has them: imgcls train "
+                f"--resume {found.run_id}"
+            )
         assert folder is not None
-        return Resumption(found, resolved, checkpoint, folder, work)
-    best = None if folder is None else newest([folder / LAST, folder / BEST])
-    if folder is None or best is None or (best[1].rows and not (folder / BEST).exists()):
+        return Resumption(found, _planned(resolved, checkpoint), checkpoint, folder, work)
+    last = None if folder is None else newest([folder / LAST])
+    if folder is None or last is None or (last[1].rows and not (folder / BEST).exists()):
         folder = folder or work / "artifacts" / tracking.CHECKPOINTS
-        tracking.download_checkpoints(found, folder)
-        best = newest([folder / LAST, folder / BEST])
-    if best is None:
+        tracking.download_checkpoints(found, folder, damaged=(LAST,) if last is None else ())
+    taken = newest_in(folder)
+    if taken is None:
+        averaged = " but averages of weights, from which no training goes on" if (folder / BEST).exists() else ""
         raise UserError(
-            f"the run {found.run_id} has no checkpoint that can be read, neither in {folder} nor among its artifacts: "
-            "it ended before its training began, or they were removed. Start it again: imgcls train RECIPE"
+            f"the run {found.run_id} has no checkpoint that can be read{averaged}, neither in {folder} nor among its "
+            "artifacts: it ended before its training began, or they were removed or damaged. Start it again: imgcls "
+            "train RECIPE"
         )
-    return Resumption(found, resolved, best[1], folder, work)
+    return Resumption(found, _planned(resolved, taken[1]), taken[1], folder, work)
+
+
+def _is_device(device: str, recipe: Recipe) -> bool:
+    """Whether the training goes on where it was."""
+    return recipe.train.device in ("auto", device) and (device == "cpu" or torch.cuda.is_available())
+
+
+def _planned(resolved: Resolved, checkpoint: Checkpoint) -> Resolved:
+    """The recipe, with this machine's own plan where the training goes on on another device than it was on.
+
+    Its `train.plan` is what was chosen there, which this device may not have (fp16 on a CPU) or be slow with.
+    """
+    was = Plan(**checkpoint.plan)
+    if _is_device(was.device, resolved.recipe):
+        return resolved
+    notice = f"the run was computed on {was}, a plan of another device; a plan for this one is chosen anew"
+    return Resolved(resolved.recipe.replace({"train.plan": "auto"}), resolved.name, (*resolved.notices, notice))
 
 
 def _recipe(found: Interrupted, overrides: Mapping[str, Any] | None, texts: Mapping[str, str] | None) -> Resolved:
@@ -163,7 +185,8 @@ def check(resumption: Resumption, prepared: Prepared, console: Console) -> None:
             f"{was['split']}. Put back the split's table or the code of then; else start a new run."
         )
     before, after = json.loads(was["recipe"]), json.loads(now["recipe"])
-    other = [name for name in {**before, **after} if name not in FREE and before.get(name) != after.get(name)]
+    free = {*FREE, "train.plan"}  # another device has another plan, which is told below
+    other = [name for name in {**before, **after} if name not in free and before.get(name) != after.get(name)]
     if other:
         name = other[0]
         raise UserError(

@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from imgcls.tracking import run as tracking
 from imgcls.tracking.resume import interrupted
 from imgcls.tracking.run import TrackedRun, end_for
 from imgcls.training.checkpoint import Checkpoint
-from imgcls.training.fit import TrainConfig, fit
+from imgcls.training.fit import TrainConfig, fit, micro_batch_of
 from imgcls.training.keeper import LAST, best_row
 from imgcls.training.loop import Step
 from imgcls.training.mixing import build_mixing
@@ -38,6 +39,7 @@ from imgcls.training.processes import (
     Group,
     OthersGone,
     check_shares,
+    from_first,
     is_joined,
     join,
     resolve_processes,
@@ -167,7 +169,13 @@ def _train_in_processes(
     """Train in processes of their own, started here."""
     config = resolved.recipe.train
     on_gpu = resolve_device(config.device, config.plan) == "cuda"
-    check_shares(processes, batch_size=config.batch_size, sync_batch_norm=config.sync_batch_norm, on_gpu=on_gpu)
+    check_shares(
+        processes,
+        batch_size=config.batch_size,
+        sync_batch_norm=config.sync_batch_norm,
+        on_gpu=on_gpu,
+        micro_batch=micro_batch_of(config),
+    )
     with handover() as between:
         try:
             run_processes(between, processes, resolved, resumption, signals, quiet=console.is_quiet)
@@ -253,8 +261,12 @@ def resume_training(
     texts: Mapping[str, str] | None = None,
 ) -> TrainResult:
     """`train(resume=target)` with its surroundings given; see `run_training`."""
+    if is_joined() and os.environ["RANK"] != "0":  # the first one looks, and tells
+        os.environ.pop("MLFLOW_RUN_ID", None)
+        console, signals.quiet = Console(quiet=True), True
     with before_run(console):
-        resumption = resuming.find(target, overrides, texts=texts)
+        find = partial(resuming.find, target, overrides, texts=texts)
+        resumption = from_first(find) if is_joined() else find()
     return run_training(resumption.resolved, console, signals, resumption=resumption)
 
 

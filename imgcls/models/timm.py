@@ -1,6 +1,6 @@
 """Any network of the library timm as a staged model, by the name `timm:<name>`."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from difflib import get_close_matches
 from typing import Annotated, Any
 
@@ -51,6 +51,30 @@ class _Neck(nn.Module):
     def forward(self, outputs: torch.Tensor) -> torch.Tensor:
         features: torch.Tensor = self._net[0].forward_head(outputs, pre_logits=True)
         return features
+
+    def put_back(self) -> None:
+        """Let the network compute with the layers that have taken the place of its own in `rest`."""
+        for name, layer in self.rest.items():
+            if name in self._net[0]._modules:  # else a block of a container, whose own layers have been replaced
+                setattr(self._net[0], name, layer)
+
+
+def with_synced_norms(model: nn.Module) -> nn.Module:
+    """A model with its batch normalisations made such as look at the images of all processes.
+
+    Some of timm's have an activation in them, which torch's own conversion loses; timm's keeps it. A network without
+    any layer of timm is left to torch, and timm need not be there.
+    """
+    convert: Callable[[nn.Module], nn.Module] = nn.SyncBatchNorm.convert_sync_batchnorm
+    if any(type(module).__module__.startswith("timm.") for module in model.modules()):
+        from timm.layers.norm_act import convert_sync_batchnorm
+
+        convert = convert_sync_batchnorm
+    synced = convert(model)
+    for module in synced.modules():
+        if isinstance(module, _Neck):
+            module.put_back()
+    return synced
 
 
 def build_timm(config: TimmConfig, *, num_classes: int, in_channels: int, image_size: int) -> StagedModel:

@@ -4,8 +4,7 @@ import contextlib
 import json
 import os
 import re
-import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,7 +13,7 @@ from typing import Any
 from imgcls.errors import UserError
 from imgcls.tracking.owner import OWNER_TAG, claim, is_running, owner_in
 from imgcls.tracking.run import REASON_TAGS, SPOOL, TrackedRun
-from imgcls.tracking.store import Store, active_run, connect, fetch, first_line, no_answer
+from imgcls.tracking.store import Store, active_run, connect, fetch, first_line
 
 CHECKPOINTS = "checkpoints"
 
@@ -192,23 +191,25 @@ def local_checkpoints(found: Interrupted) -> Path | None:
     return found.folder / "artifacts" / CHECKPOINTS
 
 
-def download_checkpoints(found: Interrupted, target: Path) -> None:
-    """Fetch those of the run's checkpoints that are not in the folder yet.
+def download_checkpoints(found: Interrupted, target: Path, *, damaged: Collection[str] = ()) -> None:
+    """Fetch those of the run's checkpoints that are not in the folder yet, or damaged there, each whole or not at all.
 
     Raises:
-        UserError: the store fails.
+        UserError: the store does not give them, or the folder cannot be written. A run may have none.
     """
-    target.mkdir(parents=True, exist_ok=True)
+    client = found.store.client
     try:
-        entries = found.store.client.list_artifacts(found.run_id, CHECKPOINTS)
-    except Exception as error:
-        raise no_answer(found.store, error) from error
-    with TemporaryDirectory(prefix="imgcls-") as temporary:
-        for place in (target / Path(entry.path).name for entry in entries):
-            if not place.exists() and (
-                file := fetch(found.store, found.run_id, f"{CHECKPOINTS}/{place.name}", temporary)
-            ):
-                shutil.move(file, place)
+        target.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(prefix=".download-", dir=target) as temporary:  # beside, for `replace` cannot go far
+            for entry in client.list_artifacts(found.run_id, CHECKPOINTS):
+                if (name := Path(entry.path).name) in damaged or not (target / name).exists():
+                    fetched = Path(client.download_artifacts(found.run_id, entry.path, temporary))
+                    fetched.replace(target / name)
+    except Exception as error:  # the store's own errors, of its database, its server or where it keeps artifacts
+        raise UserError(
+            f"the checkpoints of the run {found.run_id} cannot be fetched from {found.store.uri} to {target}: "
+            f"{first_line(error)}. Nothing was changed; mend that, and run this again."
+        ) from error
 
 
 def interrupted(output_dir: Path) -> list[str]:

@@ -32,6 +32,8 @@ class Checkpoint:
             the training went back to an earlier checkpoint (`rewinds`).
         plan: the fields of the execution plan.
         about: what the training is of, as its job describes it, for telling whether another may go on from here.
+        averaged: `model` holds an average of the weights, which validation saw, and not those that the steps change:
+            no training goes on from here.
     """
 
     model: dict[str, Any]
@@ -45,6 +47,12 @@ class Checkpoint:
     guards: dict[str, int] = field(default_factory=dict)
     plan: dict[str, Any] = field(default_factory=dict)
     about: dict[str, str] = field(default_factory=dict)
+    averaged: bool = False
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """How far the training is: (epochs, batches of the next)."""
+        return self.epoch, self.batch
 
     def save(self, path: Path, *more: Path) -> None:
         """Write to a temporary file, flush it to the disk, and put it in the place of `path`, then of each of `more`.
@@ -89,12 +97,15 @@ class Checkpoint:
 
 
 def newest(paths: Sequence[Path]) -> tuple[Path, Checkpoint] | None:
-    """The checkpoint that is furthest on, of those that are there and whole; the first of equal ones."""
-    found: list[tuple[Path, Checkpoint]] = []
+    """The checkpoint that is furthest on, of those that are there and whole and that a training can go on from: not
+    those of averaged weights. The first of equal ones."""
+    found: tuple[Path, Checkpoint] | None = None
     for path in paths:
         with contextlib.suppress(UserError):
-            found.append((path, Checkpoint.load(path)))
-    return max(found, key=lambda item: (item[1].epoch, item[1].batch), default=None)
+            checkpoint = Checkpoint.load(path)
+            if not checkpoint.averaged and (found is None or checkpoint.place > found[1].place):
+                found = path, checkpoint
+    return found
 
 
 def generator_states() -> dict[str, Any]:

@@ -71,6 +71,20 @@ def choose_plan(job: Job, device: str, config: PlanConfig) -> Choice:
     return Choice(plan, tuple(rows), tuple(lines))
 
 
+def given_plan(job: Job, plan: Plan) -> Choice:
+    """A plan that was chosen elsewhere; eager, which a line says, where it is compiled and this machine cannot do that.
+
+    Args:
+        job: what is to be trained.
+        plan: as an earlier part of the training had it.
+    """
+    if not plan.compile:
+        return Choice(plan)
+    with _generators_kept(plan.device):
+        chosen, rows, lines = _compiled(Bench(job, plan.device), plan, PlanConfig(**plan.as_config()), [])
+    return Choice(chosen, tuple(rows) if lines else (), tuple(lines))
+
+
 def _measured(bench: Bench, plan: Plan, config: PlanConfig) -> tuple[list[Measured], list[str]]:
     """The eager candidates, from the cache or measured where the training is long enough; and lines about them."""
     if AUTO not in (config.precision, config.layout, config.compile, config.threads if plan.device == "cpu" else ""):

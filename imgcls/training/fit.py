@@ -14,6 +14,7 @@ from imgcls.data.augment import Preprocessing
 from imgcls.data.loading import Batches
 from imgcls.models.family import StagedModel
 from imgcls.models.freezing import Depth, thaw_schedule
+from imgcls.models.timm import with_synced_norms
 from imgcls.sections import Section
 from imgcls.tables import Row
 from imgcls.training.averaging import Averages, AveragingName
@@ -95,13 +96,16 @@ class TrainConfig(Section):
     """Where the loss, or a weight, becomes infinite or not a number. stop: the run fails, with the checkpoint of
     before. skip: a step whose loss or gradient is not finite is left out; 10 in a row fail. It reads every step's
     loss, which holds up a GPU. rewind: back to the beginning of the epoch with half the learning rate, for the rest of
-    the training; 5 times at most."""
+    the training; 5 times at most. In fp16 losses are scaled, and a step whose gradient overflows is left out whatever
+    this says, with a lower scale for the next: that is usual at the beginning and now and then.
+    train/skipped_steps counts what was left out of an epoch, with skip and in fp16."""
     processes: Annotated[int, Field(ge=1)] | Literal["auto"] = 1
     """Processes on this machine that share each batch of `batch_size` images: on GPUs one for each, on a CPU with a
     share of its cores each. auto is the number of GPUs, and 1 on a CPU. Where torchrun or a scheduler started the job,
     as many as it started."""
     sync_batch_norm: bool = False
-    """Batch normalisation over the images of all processes, on GPUs only, rather than of each by itself."""
+    """Batch normalisation over the images of all processes, on GPUs only, rather than of each by itself. Their parts of
+    a batch then go through the network whole: `micro_batch` is auto, and a GPU that runs out of memory fails."""
     output_dir: str = "outputs"
     """Folder for checkpoints and for what waits to be sent; emptied of a run once all is in MLflow."""
 
@@ -157,10 +161,10 @@ def check_training(config: TrainConfig, optim: OptimConfig, model: nn.Module) ->
         UserError: they do not, as `fit` would say.
     """
     check_optimizer(optim, model)
-    check_micro_batch(_micro_batch(config), model.train())
+    check_micro_batch(micro_batch_of(config), model.train())
 
 
-def _micro_batch(config: TrainConfig) -> int | None:
+def micro_batch_of(config: TrainConfig) -> int | None:
     return None if config.micro_batch == "auto" else config.micro_batch
 
 
@@ -194,7 +198,7 @@ def build_trainer(
         mixing=mixing,
         loss=Loss(config.loss, config.focal_gamma, config.label_smoothing),
         averages=Averages(config.averaging, config.ema_decay, config.swa_start),
-        micro_batch=_micro_batch(config),
+        micro_batch=micro_batch_of(config),
         skips_nan=config.on_nan == "skip",
         group=group,
         on_note=on_note,
@@ -260,7 +264,7 @@ def fit(
             network, or the model cannot thaw as `config.unfreeze` asks.
     """
     thaws = _thaws(model, config)
-    model = _synced(model) if config.sync_batch_norm and group.size > 1 else model
+    model = with_synced_norms(model) if config.sync_batch_norm and group.size > 1 else model
     trainer = build_trainer(
         model, config, optim, preprocessing, plan, class_weights, mixing,
         num_steps=config.epochs * len(train), batch_size=min(config.batch_size, train.num_images) // group.size,
@@ -279,7 +283,7 @@ def fit(
         if resume is None:
             keeper.save(loop.checkpoint())  # from the first step on there is something to go on from
         else:
-            keeper.tidy(resume.rows)
+            keeper.take_up(loop.checkpoint(), averaged=trainer.averaged_weights())
     yield from loop.rows()
 
 
@@ -299,9 +303,3 @@ def _thaws(model: nn.Module, config: TrainConfig) -> dict[int, int]:
         return {}
     assert isinstance(model, StagedModel)
     return thaw_schedule(config.unfreeze, model.stage_names, model.freeze_depth)
-
-
-def _synced(model: nn.Module) -> nn.Module:
-    """The model with its batch normalisations made such as look at the images of all processes."""
-    convert: Callable[[nn.Module], nn.Module] = nn.SyncBatchNorm.convert_sync_batchnorm
-    return convert(model)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from imgcls.tables import History, Row
-from imgcls.training.checkpoint import Checkpoint
+from imgcls.training.checkpoint import Checkpoint, newest
 from imgcls.training.monitors import score
 
 BEST, LAST, REWIND = "best.pt", "last.pt", "rewind.pt"
@@ -43,22 +43,32 @@ class Keeper:
     def save_epoch(self, checkpoint: Checkpoint, *, averaged: dict[str, Any] | None = None) -> None:
         """Write all that the end of an epoch, whose row is the last, asks for: `last.pt` last.
 
-        A process that is killed in between goes on from the earlier `last.pt` and writes the same files again; in the
-        other order it would go on from an epoch whose `best.pt` is missing. Where there is an average of the weights,
-        the best have that, as a state dict of the model.
+        A process that is killed in between goes on from one of the others, or from the earlier `last.pt` and writes the
+        same files again; in the other order it would go on from an epoch whose `best.pt` is missing. Where there is an
+        average of the weights, the best have that, as a state dict of the model, and nothing goes on from them.
         """
         own, best = epoch_file(checkpoint.epoch), best_row(History(checkpoint.rows), self._monitor)
         names = [BEST] if best is checkpoint.rows[-1] else []
         names += [own] if own in self._kept(checkpoint.rows) else []
         if names and averaged is not None:
-            self._write(replace(checkpoint, model=averaged), [self.folder / name for name in names])
+            self._write(replace(checkpoint, model=averaged, averaged=True), [self.folder / name for name in names])
             names = []
         names += [REWIND] if self._rewinds else []
         self._write(checkpoint, [self.folder / name for name in (*names, LAST)])
         self.tidy(checkpoint.rows)
 
+    def take_up(self, checkpoint: Checkpoint, *, averaged: dict[str, Any] | None = None) -> None:
+        """Write what a process that was killed left to do of a checkpoint that is gone on from; see `save_epoch`."""
+        last = newest([self.folder / LAST])
+        behind = last is None or last[1].place < checkpoint.place
+        if behind and checkpoint.rows and checkpoint.batch == 0:
+            self.save_epoch(checkpoint, averaged=averaged)
+        elif behind:
+            self.save(checkpoint)
+        self.tidy(checkpoint.rows)
+
     def tidy(self, rows: list[Row]) -> None:
-        """Remove the files of epochs that are among the best no more; also of what a killed process left to do."""
+        """Remove the files of epochs that are among the best no more."""
         kept = self._kept(rows)
         for path in self.folder.glob("epoch-*.pt"):
             if path.name not in kept:
@@ -70,6 +80,11 @@ class Keeper:
     def _write(self, checkpoint: Checkpoint, paths: list[Path]) -> None:
         checkpoint.save(paths[0], *paths[1:])
         self._written = time.monotonic()
+
+
+def newest_in(folder: Path) -> tuple[Path, Checkpoint] | None:
+    """The checkpoint of a folder from which its training goes on; None where there is none that can be read."""
+    return newest([folder / LAST, folder / REWIND, folder / BEST])
 
 
 def epoch_file(epoch: int) -> str:

@@ -177,16 +177,16 @@ class Loop:
 
     def _row(self, measured: Row) -> Row:
         """The row of the epoch in work, but for its seconds; see `History`."""
-        loss, acc, num_images = self._totals.over(self._group)
+        loss, acc = self._totals.means()
         row: Row = {"epoch": self._epoch, "train/loss": loss, "train/acc": acc, **measured, "lr": self._trainer.lr}
         row |= self._totals.grad_norm()
         if isinstance(self._trainer.model, StagedModel):
             row["model/freeze_depth"] = self._trainer.model.freeze_depth
-        if self._rules.on_nan == "skip":
-            row["train/skipped_steps"] = self._skipped
+        if self._rules.on_nan == "skip" or self._trainer.scales:
+            row["train/skipped_steps"] = self._skipped + self._totals.num_left_out
         if self._rules.on_nan == "rewind":
             row["train/lr_factor"] = self._trainer.lr_factor
-        row["images_per_s"] = num_images / self._seconds
+        row["images_per_s"] = self._totals.count / self._seconds
         return row
 
     def _begin_epoch(self) -> None:
@@ -202,8 +202,7 @@ class Loop:
             self._skip()
         else:
             self._in_a_row = 0
-        seconds = self._seconds / self._group.size  # of as many images as this process has counted
-        progress = _progress(self._epoch, self._batch, num_batches, self._totals, seconds, self._plan)
+        progress = _progress(self._epoch, self._batch, num_batches, self._totals, self._seconds, self._plan)
         if updated and progress.loss is not None and not math.isfinite(progress.loss):
             raise DivergedError(f"the training loss became {progress.loss} in epoch {self._epoch}")
         self.on_step(progress)

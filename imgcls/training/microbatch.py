@@ -69,7 +69,7 @@ class MicroBatch:
             undo: puts back what an attempt that failed has changed.
 
         Raises:
-            UserError: the memory does not hold the smallest part.
+            UserError: the memory does not hold the smallest part, or all processes would have to halve it together.
         """
         while True:
             parts = self.parts(count)
@@ -82,6 +82,12 @@ class MicroBatch:
             self._halve(max(part.stop - part.start for part in parts), reason)
 
     def _halve(self, size: int, reason: str) -> None:
+        if any(isinstance(module, nn.SyncBatchNorm) for module in self._model.modules()):
+            # The other processes would wait for ever for the statistics of parts that only this one makes.
+            raise UserError(
+                f"out of memory with {size} images at a time, which cannot be halved with train.sync_batch_norm true: "
+                f"{reason} Lower train.batch_size or augment.image_size, or set train.sync_batch_norm to false."
+            )
         if size <= self._least:
             raise UserError(
                 f"out of memory with {size} image{'s' if size > 1 else ''} at a time, the fewest that this network can "

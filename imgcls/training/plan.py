@@ -239,5 +239,5 @@ def default_plan(device: str, config: PlanConfig) -> Plan:
 
 
 def half_precision(device: str) -> Precision:
-    """The half precision of a device: bf16, or fp16 on a GPU without it."""
-    return "bf16" if device == "cpu" or torch.cuda.is_bf16_supported() else "fp16"
+    """The half precision of a device: bf16, or fp16 on a GPU that only emulates it."""
+    return "bf16" if device == "cpu" or torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"

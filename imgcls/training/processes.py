@@ -30,6 +30,7 @@ SILENCE = timedelta(minutes=30)
 """So long a process may take between two exchanges; one that has died is noticed at once on a CPU."""
 BUCKET_BYTES = 25 * 2**20
 POLL_SECONDS = 0.1
+HEARING_SECONDS = 10.0
 NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 """What torchrun and schedulers set."""
 
@@ -62,17 +63,18 @@ class Group:
         return self.rank == 0
 
     def average_gradients(
-        self, parameters: Iterable[nn.Parameter], loss: torch.Tensor, share: torch.Tensor
-    ) -> torch.Tensor:
-        """Put the gradient of the whole batch's loss into every process; returns that loss.
+        self, parameters: Iterable[nn.Parameter], loss: torch.Tensor, share: torch.Tensor, hits: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Put the gradient of the whole batch's loss into every process; returns that loss, and all hits.
 
         Args:
             parameters: those with a gradient must be the same in all processes.
             loss: () of this process's part.
             share: () what the part's loss counts in that of the whole; the gradients are of `loss * share`.
+            hits: () images of the part that the network is right about.
         """
         gradients = [p.grad for p in parameters if p.grad is not None]
-        figures = torch.stack([share.float(), loss.detach().float() * share.float()])
+        figures = torch.stack([share.float(), loss.detach().float() * share.float(), hits.float()])
         with _others():
             sent = [(dist.all_reduce(figures, async_op=True), figures, list[torch.Tensor]())]
             for bucket in _buckets(gradients):
@@ -83,7 +85,7 @@ class Group:
                 parts = torch.split(flat, [gradient.numel() for gradient in bucket]) if bucket else ()
                 for gradient, part in zip(bucket, parts, strict=True):
                     gradient.copy_((part / figures[0].to(part.dtype)).view_as(gradient))
-        return figures[1] / figures[0]
+        return figures[1] / figures[0], figures[2]
 
     @torch.no_grad()
     def broadcast_model(self, model: nn.Module, *, buffers_only: bool = False) -> None:
@@ -219,7 +221,9 @@ def resolve_processes(asked: int | Literal["auto"], *, device: Literal["auto", "
     return asked
 
 
-def check_shares(processes: int, *, batch_size: int, sync_batch_norm: bool, on_gpu: bool) -> None:
+def check_shares(
+    processes: int, *, batch_size: int, sync_batch_norm: bool, on_gpu: bool, micro_batch: int | None = None
+) -> None:
     """Raise a `UserError` where a batch cannot be shared out, or batch normalisation cannot be shared."""
     if batch_size % processes or batch_size // processes < 2:
         below = max(2, batch_size // processes) * processes
@@ -231,6 +235,13 @@ def check_shares(processes: int, *, batch_size: int, sync_batch_norm: bool, on_g
         raise UserError(
             "train.sync_batch_norm is true, which torch has for GPUs only, and this training is on the CPU. Set it to "
             "false: each process then normalises its own part of a batch, and the first one's statistics are kept."
+        )
+    if sync_batch_norm and processes > 1 and micro_batch is not None and micro_batch < batch_size // processes:
+        raise UserError(
+            f"train.micro_batch is {micro_batch}, less than the {batch_size // processes} images that each of "
+            f"{processes} processes has of a batch, and train.sync_batch_norm is true: processes that make different "
+            "numbers of parts would wait for each other for ever. Set train.micro_batch to auto with a smaller "
+            "train.batch_size, or train.sync_batch_norm to false."
         )
 
 
@@ -281,6 +292,50 @@ def join(*, on_gpu: bool, timeout: float = JOIN_SECONDS, environ: Mapping[str, s
     dist.destroy_process_group()
 
 
+def from_first(work: Callable[[], T], *, timeout: float = JOIN_SECONDS, environ: Mapping[str, str] = os.environ) -> T:
+    """What `work` gives in the first of the processes that were started, in all of them, before they `join`.
+
+    Raises:
+        UserError: in the first: what `work` raises. Or the others do not come.
+        SystemExit: 2, in the others, where it failed.
+    """
+    rank, size, _ = _places(environ)
+    if size == 1:
+        return work()
+    store = _meet(rank, size, timeout, environ)
+    if rank:
+        # In no exchange of torch's, so that this process can be stopped meanwhile.
+        said = Group(rank, size, store=store).wait_for("first")
+        with contextlib.suppress(RuntimeError):
+            store.set(f"heard/{rank}", "")
+        if said != "ok":
+            raise SystemExit(2)
+    else:
+        try:
+            found = work()
+        except BaseException:
+            store.set("first", "failed")
+            _see_heard(store, size)
+            raise
+        store.set("first", "ok")
+    with _others():
+        dist.init_process_group(
+            "gloo", store=PrefixStore("imgcls-first", store), rank=rank, world_size=size, timeout=SILENCE
+        )
+    shared = Group(rank, size, store=store, control=dist.group.WORLD).from_first(found if not rank else None)
+    dist.destroy_process_group()
+    assert shared is not None
+    return shared
+
+
+def _see_heard(store: Any, size: int) -> None:
+    """Wait a little until the others have heard that it failed: the store may end with this process."""
+    deadline = time.monotonic() + HEARING_SECONDS
+    with contextlib.suppress(RuntimeError):
+        while time.monotonic() < deadline and not store.check([f"heard/{rank}" for rank in range(1, size)]):
+            time.sleep(POLL_SECONDS)
+
+
 def _places(environ: Mapping[str, str]) -> tuple[int, int, int]:
     """(rank, size, local rank)."""
     size_alone = environ.get("WORLD_SIZE") == "1"
@@ -304,6 +359,8 @@ def _places(environ: Mapping[str, str]) -> tuple[int, int, int]:
 def _meet(rank: int, size: int, timeout: float, environ: Mapping[str, str]) -> Any:
     """The store, once all processes have been seen there."""
     where = f"{environ['MASTER_ADDR']}:{environ['MASTER_PORT']}"
+    if (where, rank, size) in _MET:
+        return _MET[where, rank, size]
     deadline = time.monotonic() + timeout
     try:
         store = next(rendezvous("env://", rank, size, timeout=timedelta(seconds=timeout)))[0]
@@ -323,7 +380,12 @@ def _meet(rank: int, size: int, timeout: float, environ: Mapping[str, str]) -> A
             f"process {rank} of {size} waited {timeout:g} s at {where}, and {_numbers(missing)} did not come. All have "
             "to be started within that time with the same MASTER_ADDR, MASTER_PORT and WORLD_SIZE."
         )
+    _MET[where, rank, size] = store
     return store
+
+
+_MET: dict[tuple[str, int, int], Any] = {}
+"""The stores of this process by where they are: it meets the others once."""
 
 
 def _numbers(ranks: Iterable[int]) -> str:

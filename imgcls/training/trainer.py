@@ -18,6 +18,7 @@ from imgcls.models.family import StagedModel
 from imgcls.tables import Row
 from imgcls.training.averaging import Averages, Averaging
 from imgcls.training.checkpoint import Checkpoint
+from imgcls.training.keeper import LAST
 from imgcls.training.losses import Loss
 from imgcls.training.microbatch import MicroBatch
 from imgcls.training.mixing import Mixing
@@ -41,19 +42,33 @@ class Totals:
     def __init__(self, device: str) -> None:
         self._loss = torch.zeros((), device=device, dtype=torch.float64 if device == "cpu" else torch.float32)
         self._hits = torch.zeros((), device=device)
-        self._norms = torch.zeros((), device=device)
-        self.count = self._num_norms = 0
+        self._norms, self._num_norms = torch.zeros((), device=device), torch.zeros((), device=device)
+        self._left_out = torch.zeros((), device=device)
+        self.count = 0
+        self._clips = False
 
-    def add(self, loss: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor) -> None:
-        """Count a batch: its mean loss, its logits (B, C) and its labels (B,)."""
-        self._loss += loss.detach() * len(labels)
-        self._hits += (logits.detach().argmax(1) == labels).sum()
-        self.count += len(labels)
+    def add(self, loss: torch.Tensor, hits: torch.Tensor, count: int) -> None:
+        """Count a batch: its mean loss, how many of its images the network is right about, and how many it has."""
+        self._loss += loss.detach() * count
+        self._hits += hits
+        self.count += count
 
     def add_norm(self, norm: torch.Tensor) -> None:
-        """Count the norm of a step's gradient."""
-        self._norms += norm.detach()
-        self._num_norms += 1
+        """Count the norm of a step's gradient; not one that is infinite or not a number, whose step a scaler of losses
+        leaves out."""
+        is_finite = norm.detach().isfinite()
+        self._norms += torch.where(is_finite, norm.detach(), 0.0)
+        self._num_norms += is_finite
+        self._clips = True
+
+    def add_left_out(self, overflows: torch.Tensor) -> None:
+        """Count a step that a scaler of losses leaves out, where `overflows` is 1 and not 0."""
+        self._left_out += overflows
+
+    @property
+    def num_left_out(self) -> int:
+        """Steps that a scaler of losses has left out."""
+        return int(self._left_out.item())
 
     def means(self) -> tuple[float, float]:
         """(loss, accuracy) over the images so far; NaN of none."""
@@ -63,25 +78,30 @@ class Totals:
 
     def grad_norm(self) -> Row:
         """`train/grad_norm`, where gradients are clipped."""
-        return {"train/grad_norm": self._norms.item() / self._num_norms} if self._num_norms else {}
+        if not self._clips:
+            return {}
+        count = self._num_norms.item()
+        return {"train/grad_norm": self._norms.item() / count if count else math.nan}
 
     def over(self, group: Group) -> tuple[float, float, int]:
-        """(loss, accuracy, number) of the images of all processes; NaN of none."""
+        """(loss, accuracy, number) of the images of all processes, where each has counted its own; NaN of none."""
         sums = zip(*group.gather((self._loss.item(), self._hits.item(), self.count)), strict=True)
         loss, hits, count = map(sum, sums)
         return (loss / count, hits / count, int(count)) if count else (math.nan, math.nan, 0)
 
     def state_dict(self) -> dict[str, Any]:
         """The sums, for a checkpoint inside an epoch."""
-        sums = {"loss": self._loss, "hits": self._hits, "norms": self._norms}
-        return {**sums, "count": self.count, "num_norms": self._num_norms}
+        sums = {"loss": self._loss, "hits": self._hits, "norms": self._norms, "num_norms": self._num_norms}
+        return {**sums, "left_out": self._left_out, "count": self.count, "clips": self._clips}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from the sums of `state_dict`."""
         self._loss.copy_(state["loss"])
         self._hits.copy_(state["hits"])
         self._norms.copy_(state["norms"])
-        self.count, self._num_norms = int(state["count"]), int(state["num_norms"])
+        self._num_norms.copy_(torch.as_tensor(state["num_norms"]))
+        self._left_out.copy_(torch.as_tensor(state.get("left_out", 0)))  # earlier checkpoints have none
+        self.count, self._clips = int(state["count"]), bool(state.get("clips", state["num_norms"] > 0))
 
 
 class Trainer:
@@ -157,6 +177,7 @@ class Trainer:
     def step(self, batch: Batch, *, steps_per_epoch: int, totals: Totals, lr: float | None = None) -> bool:
         """One update of the weights, at the schedule's learning rate or at `lr`; False where it was left out.
 
+        What `totals` gets is of the whole batch, also where this process has but a part of it.
         It is left out where that is asked for and its loss or a gradient is not finite. It counts for the schedule
         then, but not for `totals`; the statistics of batch normalisation are put back.
 
@@ -174,14 +195,18 @@ class Trainer:
         loss, logits = self._micro.run(
             len(labels), partial(self._add_gradients, inputs, labels, divisor), undo=self._undo_gradients
         )
+        hits = _num_hits(logits, labels if labels.ndim == 1 else labels.argmax(1))
         if self._group.size > 1:
             share = torch.as_tensor(total / divisor, device=loss.device)
-            loss = self._group.average_gradients(self.model.parameters(), loss / share, share)
+            loss, hits = self._group.average_gradients(self.model.parameters(), loss / share, share, hits)
         self._steps += 1
         if self._skips_nan and not self._may_update(loss):
             self._undo_gradients()
             return False
         self._scaler.unscale_(self._optimizer)
+        if self.scales:
+            found = self._scaler._found_inf_per_device(self._optimizer).values()
+            totals.add_left_out(torch.stack([overflows.to(self._plan.device) for overflows in found]).amax())
         add_l1(self._optimizer)
         if self._optim.clip_norm is not None:
             trained = [p for group in self._optimizer.param_groups for p in group["params"]]
@@ -189,13 +214,18 @@ class Trainer:
         self._scaler.step(self._optimizer)
         self._scaler.update()
         self._averaging.after_step()
-        totals.add(loss, logits, labels if labels.ndim == 1 else labels.argmax(1))
+        totals.add(loss, hits, len(labels) if self._group.size == 1 else batch.total)
         return True
+
+    @property
+    def scales(self) -> bool:
+        """Whether losses are scaled, as in fp16, where a step whose gradient overflows is left out."""
+        return self._scaler.is_enabled()
 
     def _may_update(self, loss: torch.Tensor) -> bool:
         """Whether loss and gradients are finite; of scaled gradients the scaler finds out by itself."""
         found = [loss.detach()]
-        if not self._scaler.is_enabled():
+        if not self.scales:
             found += [p.grad for p in self.model.parameters() if p.grad is not None]
         return _all_finite(found)
 
@@ -256,7 +286,7 @@ class Trainer:
                     continue
                 inputs, labels = self._to_device(batch)
                 logits = self._micro.run(len(labels), partial(self._in_parts, inputs))
-                totals.add(self._val_loss(logits, labels), logits, labels)
+                totals.add(self._val_loss(logits, labels), _num_hits(logits, labels), len(labels))
                 predicted.append(logits.argmax(1).cpu().numpy())
                 true.append(batch.labels.numpy())
                 num_classes = logits.shape[1]
@@ -305,8 +335,13 @@ class Trainer:
         """Take up the weights and the state of a checkpoint.
 
         Raises:
-            UserError: it is of another network or another optimiser.
+            UserError: it is of another network or another optimiser, or holds averaged weights.
         """
+        if checkpoint.averaged:
+            raise UserError(
+                f"the checkpoint after epoch {checkpoint.epoch} holds averaged weights (train.averaging), from which "
+                f"no training goes on. Expected the weights that were trained: {LAST} has them."
+            )
         try:
             self.model.load_state_dict(checkpoint.model)
             self.load_state_dict(checkpoint.trainer)
@@ -399,6 +434,11 @@ class _Undo:
     def _changing(self) -> list[torch.Tensor]:
         modules = (module for module in self._model.modules() if module.training)
         return [buffer for module in modules for buffer in module.buffers(recurse=False)]
+
+
+def _num_hits(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """() of how many labels (B,) the logits (B, C) are highest."""
+    return (logits.detach().argmax(1) == labels).sum()
 
 
 def _all_finite(tensors: list[torch.Tensor]) -> bool:

@@ -222,6 +222,24 @@ def test_normalize_none_leaves_the_scale_from_0_to_1() -> None:
     assert steps.to_input(batch).flatten().tolist() == pytest.approx([0, 0.2, 1])
 
 
+def test_the_constants_go_to_the_device_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU would be waited for at each copy; what a prediction made must do for a training."""
+    steps = Preprocessing(3, 4, (0.1, 0.2, 0.3), (0.31, 0.32, 0.33))
+    batch = torch.arange(2 * 4 * 4 * 3, dtype=torch.uint8).view(2, 4, 4, 3)
+    with torch.inference_mode():
+        first = steps.to_input(batch).tolist()
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "tensor", None)
+        second = steps.to_input(batch)
+    assert second.tolist() == first
+    weight = torch.ones((), requires_grad=True)
+    torch.autograd.backward((second * weight).sum())
+    expected = (batch.permute(0, 3, 1, 2) / 255 - torch.tensor(steps.mean)[:, None, None]) / torch.tensor(steps.std)[
+        :, None, None
+    ]
+    assert torch.allclose(second, expected, atol=1e-5)
+
+
 def test_normalize_imagenet_has_one_channel_for_grey() -> None:
     config = AugmentConfig(normalize="imagenet")
     assert preprocessing(config, size=8, channels=3, train_images=[]).mean == IMAGENET_MEAN

@@ -97,6 +97,20 @@ def test_an_epoch_is_the_same_again_and_from_its_middle_on_and_unlike_another() 
     assert len(batches) == len(once) == 3
 
 
+def test_a_pass_over_every_image_once_is_varied_as_the_epoch_is() -> None:
+    batches = resident(Shifts(2, horizontal=0.5))
+    epoch = {
+        int(label): image for batch in batches.epoch(3) for image, label in zip(batch.images, batch.labels, strict=True)
+    }
+    seen: list[int] = []
+    for rows, batch in batches.each_once(3):
+        assert list(rows) == batch.labels.tolist()
+        assert all(torch.equal(image, epoch[row]) for row, image in zip(rows, batch.images, strict=True))
+        seen += rows
+    assert sorted(seen) == list(range(len(PIXELS)))
+    assert [row for rows, _ in resident(Shifts(), shuffle=False).each_once(0) for row in rows] == sorted(seen)
+
+
 def test_half_of_the_images_are_mirrored() -> None:
     images = torch.from_numpy(np.repeat(PIXELS[:1], 4000, axis=0))
     flipped = Shifts(horizontal=0.5).apply(images, torch.Generator().manual_seed(0))

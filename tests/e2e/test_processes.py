@@ -209,6 +209,34 @@ def test_torchrun_may_start_the_processes(store: Runs, spawn: Spawn) -> None:
     assert child.out.count("best epoch") == 1
 
 
+def test_processes_of_torchrun_go_on_with_a_run_that_the_first_one_finds(
+    store: Runs, spawn: Spawn, tmp_path: Path
+) -> None:
+    """Each would fetch its checkpoints into the same folder; the work folder is gone."""
+
+    def torchrun(folder: Path, *words: str) -> Child:
+        return spawn(
+            sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(free_port()),
+            *imgcls("train", *words)[1:], "--train.output_dir", str(folder),
+            MLFLOW_TRACKING_URI=store.uri, MLFLOW_EXPERIMENT_NAME="torchrun resume",
+        )  # fmt: skip
+
+    child = training(spawn, store, "torchrun resume", "--train.epochs", "4")
+    child.wait_for(r"epoch +1/4 ")
+    child.process.send_signal(signal.SIGTERM)
+    assert child.wait() == 143, child.err
+    run_id = store.only("torchrun resume").info.run_id
+    child = torchrun(tmp_path / "out", "--resume", run_id)
+    assert child.wait() == 0, child.err
+    run = store.only("torchrun resume")
+    assert (run.info.status, run.data.tags["imgcls.resumes"]) == ("FINISHED", "1")
+    assert [step for step, _ in store.history(run, "val/acc")] == [1, 2, 3, 4]
+    assert child.out.count("going on with the run") == 1
+    child = torchrun(tmp_path / "out", "--resume", run_id)
+    assert child.wait() != 0
+    assert child.err.count("is FINISHED; there is nothing to go on with") == 1
+
+
 def test_a_scheduler_may_start_the_processes_and_a_stop_of_one_stops_all(
     store: Runs, spawn: Spawn, tmp_path: Path
 ) -> None:

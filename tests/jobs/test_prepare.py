@@ -110,3 +110,8 @@ def test_settings_that_do_not_suit_the_network_are_an_error_before_a_run(
 ) -> None:
     with pytest.raises(UserError, match=message):
         prepare(resolve(None, {**SMALL, "data.root": root, field: value}), Console())
+
+
+def test_shared_batch_normalisation_in_one_process_is_told(root: str, capsys: pytest.CaptureFixture[str]) -> None:
+    prepare(resolve(None, {**SMALL, "data.root": root, "train.sync_batch_norm": True}), Console())
+    assert "note: train.sync_batch_norm changes nothing in one process" in capsys.readouterr().out

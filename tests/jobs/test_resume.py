@@ -15,6 +15,7 @@ import imgcls
 from imgcls.errors import UserError
 from imgcls.jobs import resume as resuming
 from imgcls.jobs import train as job
+from imgcls.recipe import resolve
 from imgcls.tracking import resume as tracking
 from imgcls.tracking.run import TrackedRun
 from imgcls.tracking.store import connect
@@ -22,6 +23,7 @@ from imgcls.training import losses
 from imgcls.training.checkpoint import Checkpoint
 from imgcls.training.fit import fit
 from imgcls.training.keeper import LAST
+from imgcls.training.plan import Plan
 from tests.jobs.test_train import SMALL, runs, use_store
 
 pytestmark = [
@@ -148,6 +150,59 @@ def test_a_killed_run_goes_on_from_its_folder_once_its_process_is_gone(
     check_as_if_uninterrupted(run_id, whole, imgcls.train(resume=target.format(run_id), quiet=True))
 
 
+@pytest.mark.parametrize("averages", [{"averaging": "ema"}, {"averaging": "swa", "swa_start": 0.2}])
+def test_with_averages_it_goes_on_from_the_weights_that_were_trained(
+    photos: dict[str, Any], monkeypatch: pytest.MonkeyPatch, averages: dict[str, Any]
+) -> None:
+    photos |= {f"train.{name}": value for name, value in averages.items()}
+    with monkeypatch.context() as patch:
+        patch.setenv("MLFLOW_EXPERIMENT_NAME", "whole")
+        whole = imgcls.train(None, photos, quiet=True)
+    run_id = interrupt(monkeypatch, photos, killed=True)
+    monkeypatch.setattr(tracking, "is_running", lambda _owner: False)
+    folder = Path("outputs", run_id, "artifacts/checkpoints")
+    with pytest.raises(UserError, match=rf"averaging is {averages['averaging']}\), .*: imgcls train --resume {run_id}"):
+        imgcls.train(resume=folder / "best.pt", quiet=True)
+    last = (folder / LAST).read_bytes()
+    (folder / LAST).write_bytes(last[:1000])
+    with pytest.raises(UserError, match="no checkpoint that can be read but averages of weights"):
+        imgcls.train(resume=run_id, quiet=True)
+    (folder / LAST).write_bytes(last)
+    check_as_if_uninterrupted(run_id, whole, imgcls.train(resume=run_id, quiet=True))
+
+
+def test_what_the_store_does_not_give_is_told_and_fetched_the_next_time(
+    photos: dict[str, Any], whole: imgcls.TrainResult, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_id = interrupt(monkeypatch, photos)
+    client = type(connect().client)
+    real = client.download_artifacts
+
+    def breaking(self: Any, run_id: str, path: str, folder: str | None = None) -> str:
+        local: str = real(self, run_id, path, folder)
+        if path.endswith(LAST):
+            Path(local).write_bytes(Path(local).read_bytes()[:1000])
+            raise ConnectionResetError("connection reset by peer")
+        return local
+
+    with monkeypatch.context() as patch:
+        patch.setattr(client, "download_artifacts", breaking)
+        with pytest.raises(UserError, match=rf"checkpoints of the run {run_id} cannot be fetched .*connection reset"):
+            imgcls.train(resume=run_id, quiet=True)
+    assert [path.name for path in Path("outputs", run_id, "artifacts/checkpoints").iterdir()] == ["best.pt"]
+    check_as_if_uninterrupted(run_id, whole, imgcls.train(resume=run_id, quiet=True))
+
+
+def test_a_damaged_checkpoint_is_fetched_anew(
+    photos: dict[str, Any], whole: imgcls.TrainResult, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_id = interrupt(monkeypatch, photos)
+    folder = Path("outputs", run_id, "artifacts/checkpoints")
+    folder.mkdir(parents=True)
+    (folder / LAST).write_bytes(b"half a file")
+    check_as_if_uninterrupted(run_id, whole, imgcls.train(resume=f"outputs/{run_id}", quiet=True))
+
+
 def test_a_new_training_tells_of_an_interrupted_one(
     photos: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -223,6 +278,29 @@ def test_what_may_change_the_last_digits_is_told(
     torch.set_num_threads(2)
     imgcls.train(resume=run_id)
     assert "note: the run was computed with threads: 1, now 2; figures may differ" in capsys.readouterr().out
+
+
+def test_a_run_of_a_gpu_goes_on_on_the_cpu_with_a_plan_of_its_own(
+    photos: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_id = interrupt(monkeypatch, photos, killed=True)
+    monkeypatch.setattr(tracking, "is_running", lambda _owner: False)
+    artifacts = Path("outputs", run_id, "artifacts")
+    plan = Plan("cuda", "fp16", "nchw")
+    recipe = resolve(artifacts / "recipe.yaml").recipe.replace({"train.plan": plan.as_config()})
+    (artifacts / "recipe.yaml").write_text(recipe.to_yaml())
+    saved = Checkpoint.load(artifacts / "checkpoints" / LAST)
+    about = {**saved.about, "recipe": json.dumps(recipe.flat())}
+    Checkpoint(**{**vars(saved), "plan": plan.as_dict(), "about": about}).save(artifacts / "checkpoints" / LAST)
+    with pytest.raises(UserError, match=r"train\.plan: found .*fp32.* and what it gives depends on it"):
+        imgcls.train(resume=run_id, overrides={"train.plan.precision": "fp32"})
+    result = imgcls.train(resume=run_id)
+    out = capsys.readouterr().out
+    assert (
+        "note: the run was computed on cuda fp16 nchw, a plan of another device; a plan for this one is chosen" in out
+    )
+    assert "note: the run was computed on cuda fp16 nchw, now cpu fp32 nhwc threads=1; figures may differ" in out
+    assert len(result.history.rows) == 3
 
 
 def test_a_run_that_is_not_to_be_gone_on_with_is_refused(photos: dict[str, Any], tmp_path: Path) -> None:

@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from imgcls.errors import UserError
 from imgcls.models.family import FAMILIES, StagedModel, build, num_parameters
-from imgcls.models.timm import TimmConfig
+from imgcls.models.timm import TimmConfig, with_synced_norms
 
 NAMES = {
     "test_resnet": 64,
@@ -114,3 +115,29 @@ def test_a_name_behind_the_librarys_is_found_and_an_empty_one_is_not() -> None:
     for name in ("timm:", "tim:resnet18", "timm"):
         with pytest.raises(UserError, match=f"unknown model family '{name}'"):
             FAMILIES.get(name)
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_efficientnet", "mobilenetv4_conv_small"])
+def test_synced_norms_keep_their_activations(name: str) -> None:
+    """The last of them has a norm behind the map, which its network's own pass computes with."""
+    model = made(name)
+    images = torch.randn(4, 3, 64, 64)
+    model(images)  # so that the statistics are not those of the beginning
+    model.eval()
+    with torch.no_grad():
+        before = model(images)
+        after = with_synced_norms(model).eval()(images)
+    assert torch.equal(after, before)
+    seen = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    assert all(isinstance(module, nn.SyncBatchNorm) for module in seen)
+    calls = []
+    for module in seen:
+        module.register_forward_hook(lambda *_: calls.append(1))
+    model(images)
+    assert len(calls) == len(seen), "each is computed with"
+
+
+def test_norms_of_other_networks_are_synced_without_timm(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "timm.layers", None)
+    synced = with_synced_norms(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)))
+    assert [type(module) for module in synced.children()] == [nn.Conv2d, nn.SyncBatchNorm]

@@ -293,12 +293,19 @@ def test_where_the_compiler_fails_the_training_is_eager_and_says_so(
 
 
 @pytest.mark.slow
-def test_a_machine_without_a_compiler_trains_eagerly_and_says_so(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "call",
+    [
+        "choose_plan(job(), 'cpu', PlanConfig.model_validate({**GIVEN, 'compile': True}))",
+        "given_plan(job(), Plan('cpu', 'fp32', 'nhwc', compile=True, threads=1))",
+    ],
+)
+def test_a_machine_without_a_compiler_trains_eagerly_and_says_so(tmp_path: Path, call: str) -> None:
     program = (
         "from tests.training.test_choose import GIVEN, job\n"
-        "from imgcls.training.choose import choose_plan\n"
-        "from imgcls.training.plan import PlanConfig\n"
-        "choice = choose_plan(job(), 'cpu', PlanConfig.model_validate({**GIVEN, 'compile': True}))\n"
+        "from imgcls.training.choose import choose_plan, given_plan\n"
+        "from imgcls.training.plan import Plan, PlanConfig\n"
+        f"choice = {call}\n"
         "print(choice.plan, *choice.lines, sep='\\n')\n"
     )
     root = Path(__file__).parents[2]

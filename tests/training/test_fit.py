@@ -27,6 +27,7 @@ from imgcls.training.monitors import Monitor
 from imgcls.training.optim import OptimConfig
 from imgcls.training.optimizers import add_thawed, build_optimizer
 from imgcls.training.plan import Plan
+from imgcls.training.trainer import Totals
 
 COUNT, CLASSES = 26, 2
 LABELS = np.arange(COUNT, dtype=np.int64) % CLASSES
@@ -117,6 +118,14 @@ def test_every_epoch_yields_a_row_with_all_keys(tmp_path: Path, plan: Plan) -> N
     assert all(math.isfinite(value) for row in found for value in row.values())
     assert all(0 <= row[name] <= 1 for row in found for name in ("train/acc", "val/acc", "val/f1"))
     assert all(type(value) in (int, float) for row in found for value in row.values())
+
+
+def test_what_fp16_leaves_out_is_in_the_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Totals, "num_left_out", 2)
+    [row] = rows(tmp_path / "c", plan=Plan("cpu", "fp16"), epochs=1)
+    assert row["train/skipped_steps"] == 2
+    [row] = rows(tmp_path / "d", epochs=1)
+    assert "train/skipped_steps" not in row
 
 
 def test_it_learns(tmp_path: Path) -> None:

@@ -70,3 +70,16 @@ def test_what_the_memory_holds_not_even_one_of_is_an_error(model: nn.Module, lea
 
     with pytest.raises(UserError, match=rf"out of memory with {least} a time.*Lower augment\.image_size"):
         MicroBatch(None, model, lambda _text: None).run(8, attempt)
+
+
+def test_a_memory_that_does_not_hold_a_batch_normalised_by_all_processes_is_an_error() -> None:
+    attempts = []
+
+    def attempt(parts: list[slice]) -> None:
+        attempts.append(parts)
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    model = nn.Sequential(nn.SyncBatchNorm(1))
+    with pytest.raises(UserError, match=r"out of memory with 8 images .* Lower train\.batch_size"):
+        MicroBatch(None, model, lambda _text: None).run(8, attempt)
+    assert len(attempts) == 1, "the other processes would not know of another"

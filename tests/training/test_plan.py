@@ -35,7 +35,7 @@ def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
 
 
 def planned(device: Literal["auto", "cpu", "cuda"], **fields: Any) -> Plan:
@@ -65,7 +65,8 @@ def test_with_a_gpu_the_default_is_the_gpu_in_bf16_or_else_fp16(monkeypatch: pyt
     assert planned("auto") == Plan("cuda", "bf16")
     assert planned("cuda", precision="fp32") == Plan("cuda", "fp32")
     assert planned("cpu").device == "cpu"
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: False)
+    # A GPU of before 2020 only emulates it, which is slow.
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
     assert planned("auto") == Plan("cuda", "fp16")
 
 

@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import pickle
+import shutil
 import signal
 import socket
 import sys
@@ -31,11 +32,13 @@ from imgcls.training.processes import (
     Group,
     OthersGone,
     check_shares,
+    from_first,
     is_joined,
     join,
     resolve_processes,
 )
 from imgcls.training.trainer import Totals, Trainer
+from tests.training.test_fit import without_times
 
 COUNT, CLASSES = 61, 3
 LABELS = np.arange(COUNT, dtype=np.int64) % CLASSES
@@ -73,7 +76,7 @@ def _one(work: Callable[..., Any], rank: int, size: int, port: int, folder: Path
 
 def together(size: int, folder: Path, work: Callable[..., Any], *words: Any) -> list[Any]:
     """What `work(group, *words)` gives in each of so many processes; an ended one gives None."""
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     port = free_port()
     context = multiprocessing.get_context("forkserver")  # which imports torch once
     context.set_forkserver_preload([__name__])
@@ -108,8 +111,12 @@ def network() -> nn.Module:
     )
 
 
-def trained(group: Group, folder: Path, weighted: bool, batch_size: int) -> tuple[list[Row], list[float], bytes]:
-    """The rows, the losses a step, and the weights in the end."""
+def trained(
+    group: Group, folder: Path, weighted: bool, batch_size: int, stop_after: int | None = None
+) -> tuple[list[Row], list[float], bytes]:
+    """The rows, the losses a step, and the weights in the end; goes on from the folder's checkpoint, if any."""
+    resume = Checkpoint.load(folder / LAST) if (folder / LAST).exists() else None
+    group.gather(0)  # all have looked before one writes
     model = network()
     if not group.is_first:  # what the first one begins with is what counts
         for parameter in model.parameters():
@@ -117,9 +124,9 @@ def trained(group: Group, folder: Path, weighted: bool, batch_size: int) -> tupl
     losses: list[float] = []
 
     class Recorded(Totals):
-        def add(self, loss: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor) -> None:
+        def add(self, loss: torch.Tensor, hits: torch.Tensor, count: int) -> None:
             losses.append(loss.item())
-            super().add(loss, logits, labels)
+            super().add(loss, hits, count)
 
     train, val = loaders(group, batch_size)
     with pytest.MonkeyPatch.context() as patch:
@@ -136,6 +143,8 @@ def trained(group: Group, folder: Path, weighted: bool, batch_size: int) -> tupl
                 checkpoints=folder,
                 class_weights=WEIGHTS if weighted else None,
                 group=group,
+                stop=lambda: len(losses) == stop_after,
+                resume=resume,
             )
         )
     weights = nn.utils.parameters_to_vector(model.parameters()).detach().numpy()
@@ -164,6 +173,20 @@ def test_processes_with_a_part_of_the_batch_each_train_as_one_does(tmp_path: Pat
         )
     assert Checkpoint.load(tmp_path / "parts" / LAST).epoch == 3
     assert (tmp_path / "parts" / BEST).exists()
+
+
+@pytest.mark.slow
+def test_processes_that_go_on_in_the_middle_of_an_epoch_count_as_if_uninterrupted(tmp_path: Path) -> None:
+    """Stopped after the second of three batches of the second epoch."""
+    whole = together(2, tmp_path / "whole", trained, tmp_path / "whole", False, 18)
+    before = together(2, tmp_path / "before", trained, tmp_path / "before", False, 18, 5)
+    shutil.copytree(tmp_path / "before", tmp_path / "after", ignore=shutil.ignore_patterns("*.pickle"))
+    after = together(2, tmp_path / "after", trained, tmp_path / "after", False, 18)
+    for rank in range(2):
+        found = before[rank][0] + after[rank][0]
+        assert without_times(found) == without_times(whole[rank][0])
+        assert before[rank][1] + after[rank][1] == whole[rank][1]
+        assert after[rank][2] == whole[rank][2]
 
 
 @pytest.mark.slow
@@ -273,6 +296,44 @@ def test_what_processes_tell_each_other(tmp_path: Path) -> None:
     ]
 
 
+def _first(work: Callable[[], Any], rank: int, port: int, folder: Path) -> None:
+    os.environ.update(places(rank, 2, port))
+    try:
+        found: Any = from_first(lambda: work(rank))  # type: ignore[call-arg]
+        with join(on_gpu=False) as group:
+            found = found, group.gather(rank)
+    except (UserError, SystemExit) as error:
+        found = repr(error)
+    (folder / f"{rank}.pickle").write_bytes(pickle.dumps(found))
+
+
+def found_by(rank: int) -> str:
+    return f"found by {rank}"
+
+
+def not_found_by(rank: int) -> str:
+    raise UserError(f"not found by {rank}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("work", "expected"),
+    [
+        (found_by, [("found by 0", [0, 1])] * 2),
+        (not_found_by, ["UserError('not found by 0')", "SystemExit(2)"]),
+    ],
+)
+def test_the_first_process_finds_for_all_before_they_join(tmp_path: Path, work: Any, expected: list[Any]) -> None:
+    context, port = multiprocessing.get_context("forkserver"), free_port()
+    context.set_forkserver_preload([__name__])
+    processes = [context.Process(target=_first, args=(work, rank, port, tmp_path), daemon=True) for rank in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(PATIENCE)
+    assert [pickle.loads((tmp_path / f"{rank}.pickle").read_bytes()) for rank in range(2)] == expected
+
+
 def disagreeing(group: Group) -> str:
     def work() -> None:
         if group.rank == 1:
@@ -290,7 +351,7 @@ def dying(group: Group) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
     parameter = nn.Parameter(torch.zeros(3))
     parameter.grad = torch.ones(3)
-    group.average_gradients([parameter], torch.tensor(1.0), torch.tensor(0.5))
+    group.average_gradients([parameter], torch.tensor(1.0), torch.tensor(0.5), torch.tensor(1))
 
 
 @pytest.mark.slow
@@ -385,3 +446,13 @@ def test_batch_normalisation_is_shared_on_gpus_only() -> None:
         check_shares(2, batch_size=64, sync_batch_norm=True, on_gpu=False)
     check_shares(2, batch_size=64, sync_batch_norm=True, on_gpu=True)
     check_shares(1, batch_size=63, sync_batch_norm=True, on_gpu=False)
+
+
+def test_shared_batch_normalisation_wants_whole_parts() -> None:
+    asked: dict[str, Any] = {"batch_size": 64, "sync_batch_norm": True, "on_gpu": True}
+    with pytest.raises(UserError, match=r"^train.micro_batch is 31, less than the 32 images .* would wait .* to auto"):
+        check_shares(2, **asked, micro_batch=31)
+    for micro_batch in (32, 64, None):
+        check_shares(2, **asked, micro_batch=micro_batch)
+    check_shares(1, **asked, micro_batch=8)
+    check_shares(2, **{**asked, "sync_batch_norm": False}, micro_batch=8)

@@ -16,7 +16,7 @@ from imgcls.errors import UserError
 from imgcls.tables import Row
 from imgcls.training import loop
 from imgcls.training.checkpoint import Checkpoint, newest
-from imgcls.training.keeper import BEST, LAST, REWIND, ranked
+from imgcls.training.keeper import BEST, LAST, REWIND, newest_in, ranked
 from imgcls.training.loop import Step
 from imgcls.training.optim import OptimConfig
 from tests.training.test_fit import frozen, loaders, network, rows, without_times
@@ -39,6 +39,8 @@ SETTINGS: dict[str, Callable[[], Settings]] = {
     },
     "skipping": lambda: {"model": network(), "on_nan": "skip"},
     "rewinding": lambda: {"model": network(), "on_nan": "rewind"},
+    "ema": lambda: {"model": network(), "averaging": "ema", "ema_decay": 0.9},
+    "swa": lambda: {"model": network(), "averaging": "swa", "swa_start": 0.2},
 }
 
 
@@ -52,7 +54,7 @@ class Killed(BaseException):
 
 
 def train(folder: Path, settings: Settings, *, kill_at: int | None = None, **more: Any) -> list[Row]:
-    """The rows of a training in the folder, from its `last.pt` on where there is one, until its end or `kill_at`."""
+    """The rows of a training in the folder, from what there is in it on, until its end or `kill_at`."""
     told: list[Step] = []
 
     def on_step(step: Step) -> None:
@@ -61,8 +63,8 @@ def train(folder: Path, settings: Settings, *, kill_at: int | None = None, **mor
             raise Killed
 
     found: list[Row] = []
-    last = folder / LAST
-    resume = Checkpoint.load(last) if last.exists() else None
+    taken = newest_in(folder)
+    resume = None if taken is None else taken[1]
     with contextlib.suppress(Killed):
         found.extend(rows(folder, on_step=on_step, resume=resume, **{**settings, **more}))
     return found
@@ -121,8 +123,11 @@ def test_killed_at_any_batch_it_goes_on_bit_by_bit(tmp_path: Path, name: str, mi
 
 
 @pytest.mark.slow
-def test_killed_at_any_moment_of_writing_it_goes_on_bit_by_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = SETTINGS["rewinding"]
+@pytest.mark.parametrize("name", ["rewinding", "ema", "swa"])
+def test_killed_at_any_moment_of_writing_it_goes_on_bit_by_bit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    whole = SETTINGS[name]
     train(tmp_path / "whole", whole(), keep_best=1)
     calls = 0
 
@@ -226,6 +231,37 @@ def test_the_newest_whole_checkpoint_is_taken(tmp_path: Path) -> None:
     assert found is not None
     assert found[0].name == BEST
     assert newest(paths[2:]) is None
+
+
+@pytest.mark.parametrize("name", ["ema", "swa"])
+def test_no_training_goes_on_from_averaged_weights(tmp_path: Path, name: str) -> None:
+    make = SETTINGS[name]
+    train(tmp_path / "whole", make(), keep_best=1)
+    train(tmp_path / "c", make(), kill_at=6, keep_best=1)
+    folder = tmp_path / "c"
+    for path in folder.iterdir():
+        checkpoint = Checkpoint.load(path)
+        assert checkpoint.averaged == (path.name != LAST)
+        if checkpoint.averaged:
+            with pytest.raises(UserError, match=r"after epoch 1 holds averaged weights .* last\.pt has them"):
+                next(rows(tmp_path / "refused", resume=checkpoint, **make()))
+    (folder / LAST).unlink()
+    assert newest_in(folder) is None
+    train(folder, make(), keep_best=1)
+    check_same(tmp_path / "whole", folder)
+
+
+def test_whichever_file_it_goes_on_from_last_is_there_again(tmp_path: Path) -> None:
+    make = SETTINGS["rewinding"]
+    for name in (REWIND, BEST):
+        folder = tmp_path / name
+        train(folder, make(), epochs=1)
+        for other in {LAST, REWIND, BEST} - {name}:
+            (folder / other).unlink()
+        train(folder, make(), epochs=1)
+        for other in (LAST, REWIND, BEST):
+            assert Checkpoint.load(folder / other).place == (1, 0)
+            assert same(Checkpoint.load(folder / other).model, Checkpoint.load(folder / name).model)
 
 
 class Poisoned(nn.Module):

@@ -208,6 +208,28 @@ def test_clipping_bounds_the_gradient_and_tells_its_norm() -> None:
     assert run(trainer(free), batches(1)).grad_norm() == {}
 
 
+def test_a_step_whose_scaled_gradient_overflows_is_counted_and_has_no_norm() -> None:
+    model = staged(norm=False, dropout=0)
+    optim = OptimConfig(lr=0.01, clip_norm=1.0)
+    some = Trainer(
+        model, optim, PREPROCESSING, Plan("cpu", "fp16"), num_steps=STEPS, batch_size=6, class_weights=None, mixing=None
+    )
+    some._scaler.scale(torch.zeros(()))  # it makes its scale when it is first used
+    assert some._scaler._scale is not None
+    before, totals, (first, second) = copy.deepcopy(model.state_dict()), Totals("cpu"), batches(2)
+    some._scaler._scale.fill_(2.0**120)
+    some.step(first, steps_per_epoch=3, totals=totals)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert totals.num_left_out == 1
+    assert math.isnan(totals.grad_norm()["train/grad_norm"]), "there was none yet"
+    some._scaler._scale.fill_(1.0)
+    some.step(second, steps_per_epoch=3, totals=totals)
+    assert 0 < totals.grad_norm()["train/grad_norm"] < math.inf
+    again = Totals("cpu")
+    again.load_state_dict(totals.state_dict())
+    assert (again.num_left_out, again.grad_norm()) == (1, totals.grad_norm())
+
+
 @pytest.mark.parametrize("name", ["ema", "swa"])
 def test_validation_and_the_best_weights_are_those_of_the_average(name: Any) -> None:
     images = list(np.random.default_rng(0).integers(0, 256, (8, SIZE, SIZE, 1), dtype=np.uint8))

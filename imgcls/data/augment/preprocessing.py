@@ -1,6 +1,7 @@
 """What happens to an image on its way from its file to the network, in training as in serving."""
 
 import contextlib
+import functools
 import hashlib
 import json
 import math
@@ -75,8 +76,7 @@ class Preprocessing:
         """(B, H, W, C) uint8 as the network's input, (B, C, H, W) float32, on the batch's device."""
         count, height, width, channels = batch.shape
         # A row of pixels at a time: over the three channels alone it takes three times as long.
-        mean = (torch.tensor(self.mean, device=batch.device) * 255).repeat(width)
-        scale = 1 / (torch.tensor(self.std, device=batch.device) * 255).repeat(width)
+        mean, scale = _constants(self.mean, self.std, width, batch.device)
         rows = batch.reshape(count, height, width * channels)
         scaled = torch.empty(rows.shape, dtype=torch.float32, device=batch.device)
         # Few images at a time, so that a processor's cache holds them from the first step to the last.
@@ -103,6 +103,19 @@ class Preprocessing:
         """The inverse of `as_dict`."""
         mean, std = tuple(values["mean"]), tuple(values["std"])
         return cls(values["channels"], values["image_size"], mean, std, values.get("eval_crop"))
+
+
+@functools.lru_cache(maxsize=64)
+def _constants(
+    mean: tuple[float, ...], std: tuple[float, ...], width: int, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(W * C,) what is taken off a row of pixels, and what it is multiplied by.
+
+    Kept, for a GPU would be waited for at every copy of them to it.
+    """
+    with torch.inference_mode(False):  # else a training could not use what a prediction made
+        offset = (torch.tensor(mean, device=device) * 255).repeat(width)
+        return offset, 1 / (torch.tensor(std, device=device) * 255).repeat(width)
 
 
 def preprocessing(
