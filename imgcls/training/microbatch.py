@@ -60,6 +60,10 @@ class MicroBatch:
         bounds = [count * k // number for k in range(number + 1)]
         return [slice(start, stop) for start, stop in pairwise(bounds)]
 
+    def usual(self, count: int) -> int:
+        """Images of the largest part of a batch of `count`; the others have one less, where it does not divide."""
+        return max(part.stop - part.start for part in self.parts(count))
+
     def run(self, count: int, attempt: Callable[[list[slice]], T], undo: Callable[[], None] = lambda: None) -> T:
         """What `attempt` gives of a batch in parts; smaller parts where the memory does not hold them.
 
@@ -79,7 +83,7 @@ class MicroBatch:
                 reason = str(error).partition("\n")[0]
             # Out of the handler, whose traceback holds the tensors of the attempt.
             undo()
-            self._halve(max(part.stop - part.start for part in parts), reason)
+            self._halve(self.usual(count), reason)
 
     def _halve(self, size: int, reason: str) -> None:
         if any(isinstance(module, nn.SyncBatchNorm) for module in self._model.modules()):

@@ -3,7 +3,7 @@
 import contextlib
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any, Literal, Self
 
@@ -156,24 +156,24 @@ class Forward:
     """The forward pass of a training by a plan: eager or compiled.
 
     A compiled one shares the model's weights and stands apart from it, so that state dicts and evaluation know nothing
-    of it. Only batches of `batch_size` go through it: an epoch's smaller last batch is computed eagerly, for compiling
-    another shape would cost more than it saves.
+    of it. Only batches of the usual size go through it: an epoch's smaller last batch is computed eagerly, for
+    compiling another shape would cost more than it saves.
 
     Args:
         model: the network.
         plan: how to compute.
-        batch_size: images a usual batch.
+        usual: gives how many images usually go through the network at a time; where that changes, it is compiled anew.
     """
 
-    def __init__(self, model: nn.Module, plan: Plan, *, batch_size: int) -> None:
-        self._model, self._plan, self._batch_size = model, plan, batch_size
+    def __init__(self, model: nn.Module, plan: Plan, *, usual: Callable[[], int]) -> None:
+        self._model, self._plan, self._usual = model, plan, usual
         self._compiled: Any = torch.compile(model, dynamic=False) if plan.compile else None
         self._is_new = True
 
     def __call__(self, inputs: torch.Tensor) -> torch.Tensor:
         """(B, C, H, W) inputs to (B, num_classes) logits, in the plan's precision."""
         with self._plan.autocast():
-            if self._compiled is None or not self._model.training or len(inputs) != self._batch_size:
+            if self._compiled is None or not self._model.training or len(inputs) != self._usual():
                 logits: torch.Tensor = self._model(inputs)
                 return logits
             with _quiet() if self._is_new else contextlib.nullcontext():

@@ -169,7 +169,7 @@ class Trainer:
         self._micro = MicroBatch(micro_batch, model, on_note)
         self._plateau = Plateau()
         self._undo = _Undo(model, plan.device)
-        self._forward = Forward(model, plan, batch_size=min(batch_size, micro_batch or batch_size))
+        self._forward = Forward(model, plan, usual=partial(self._micro.usual, batch_size))
         self._val_loss = nn.CrossEntropyLoss()
         self._skips_nan = skips_nan
         self.lr, self.lr_factor = 0.0, 1.0

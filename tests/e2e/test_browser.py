@@ -76,12 +76,12 @@ def site(chromium: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Si
     try:
         for rate in RATES:
             words = imgcls("train", "digits", *SMALL, "--optim.lr", rate)
-            children.append(Child(words, folder / f"rate{rate}", **given))
+            children.append(Child(words, folder / f"rate{rate}", fresh=False, **given))
         for child in children:
             assert child.wait() == 0, child.err
         other, best = sorted(store.of(EXPERIMENT), key=lambda run: run.data.metrics["best/val_acc"])
         version = _promote(best.info.run_id, given)
-        server = Child(imgcls("ui", "--no-open", "--port", str(free_port())), folder / "ui", **given)
+        server = Child(imgcls("ui", "--no-open", "--port", str(free_port())), folder / "ui", fresh=False, **given)
         children.append(server)
         yield Site(server.wait_for(r"http://\S+")[0], store, best, other, version)
         family = server.family()

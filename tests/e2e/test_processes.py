@@ -53,7 +53,7 @@ def test_two_processes_give_one_complete_run(store: Runs, spawn: Spawn) -> None:
     }  # fmt: skip
     assert [str(model.status) for model in store.models(run)] == ["READY"]
     lines = child.out.splitlines()
-    assert re.fullmatch(r"1,797 images of 10 classes .* on cpu fp32 nhwc threads=1 in 2 processes", lines[0])
+    assert re.fullmatch(r"1,797 images of 10 classes .* on cpu .* threads=1 in 2 processes", lines[0])
     assert [line[:11] for line in lines[1:3]] == ["epoch   1/2", "epoch   2/2"], "each line once"
     assert len(lines) == 7
     assert not (child.folder / "outputs").exists()

@@ -245,14 +245,29 @@ def test_only_whole_batches_of_the_training_go_through_the_compiler(monkeypatch:
     recorder = Recorder()
     monkeypatch.setattr(torch, "compile", recorder)
     model = network("plaincnn", 16)
-    forward = Forward(model, Plan("cpu", compile=True), batch_size=4)
+    forward = Forward(model, Plan("cpu", compile=True), usual=lambda: 4)
     for count in (4, 3, 4):
         forward(torch.rand(count, 3, 16, 16))
     model.eval()
     forward(torch.rand(4, 3, 16, 16))
     assert recorder.batches == [4, 4]
-    Forward(model, Plan("cpu"), batch_size=4)(torch.rand(4, 3, 16, 16))
+    Forward(model, Plan("cpu"), usual=lambda: 4)(torch.rand(4, 3, 16, 16))
     assert recorder.batches == [4, 4]
+
+
+@pytest.mark.parametrize(("micro_batch", "expected"), [(None, [8]), (4, [4, 4]), (3, [3, 3]), (6, [4, 4])])
+def test_the_parts_of_a_batch_go_through_the_compiler(
+    monkeypatch: pytest.MonkeyPatch, micro_batch: int | None, expected: list[int]
+) -> None:
+    recorder = Recorder()
+    monkeypatch.setattr(torch, "compile", recorder)
+    trainer = Trainer(
+        network("plaincnn", 16), OptimConfig(), Preprocessing(3, 16, (0.5,) * 3, (0.5,) * 3),
+        Plan("cpu", compile=True), num_steps=2, batch_size=8, class_weights=None, mixing=None, micro_batch=micro_batch,
+    )  # fmt: skip
+    images = torch.zeros((8, 16, 16, 3), dtype=torch.uint8)
+    trainer.step(Batch(images, torch.arange(8) % 2, 0, 8), steps_per_epoch=2, totals=Totals("cpu"))
+    assert recorder.batches == expected
 
 
 @pytest.mark.slow
