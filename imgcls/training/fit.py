@@ -165,7 +165,7 @@ def check_training(config: TrainConfig, optim: OptimConfig, model: nn.Module) ->
 
 
 def micro_batch_of(config: TrainConfig) -> int | None:
-    """Images that go through the network at a time, at most; None is a whole batch, until the memory does not hold it."""
+    """Images that go through the network at a time, at most; None: a whole batch, until the memory does not hold it."""
     return None if config.micro_batch == "auto" else config.micro_batch
 
 
