@@ -62,7 +62,7 @@ class MicroBatch:
 
     def usual(self, count: int) -> int:
         """Images of the largest part of a batch of `count`; the others have one less, where it does not divide."""
-        return max(part.stop - part.start for part in self.parts(count))
+        return max(int(part.stop) - int(part.start) for part in self.parts(count))
 
     def run(self, count: int, attempt: Callable[[list[slice]], T], undo: Callable[[], None] = lambda: None) -> T:
         """What `attempt` gives of a batch in parts; smaller parts where the memory does not hold them.
