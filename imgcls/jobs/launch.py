@@ -113,16 +113,19 @@ def run_processes(
     thread = threading.Thread(
         target=_launch, args=(between.folder, processes, failures, done), name="imgcls-launcher", daemon=True
     )
-    sent = 0
+    sent, told = 0, set[int]()
     with signals.deferred():
         thread.start()
         while not done.is_set():
             try:
                 time.sleep(0.1)  # Thread.join, interrupted, takes the thread for ended (Python 3.11 and 3.12)
-                if signals.requested is not None and not sent:
-                    sent = _send(between.folder, signals.requested)
+                if signals.requested is not None:
+                    sent = sent or signals.requested
+                    _send(between.folder, sent, told)  # also to those that are started after it came
             except Stopped as stopped:
-                sent = _send(between.folder, stopped.signum)
+                sent = stopped.signum
+                told.clear()
+                _send(between.folder, sent, told)
     if attached is not None and between.take("run") is None:
         os.environ["MLFLOW_RUN_ID"] = attached
     if not failures:
@@ -189,13 +192,14 @@ def _launch(folder: Path, processes: int, failures: dict[int, Any], done: thread
         done.set()
 
 
-def _send(folder: Path, number: int) -> int:
-    """Pass a signal on to the processes; one that is still starting would take any but SIGTERM for an error."""
+def _send(folder: Path, number: int, told: set[int]) -> None:
+    """Pass a signal on to the processes that are not among those told; one that is still starting would take any but
+    SIGTERM for an error."""
     for child in psutil.Process().children():
         with suppress(psutil.Error):
-            if str(folder) in child.cmdline():
+            if child.pid not in told and str(folder) in child.cmdline():
                 child.send_signal(number if (folder / f"here-{child.pid}").exists() else signal.SIGTERM)
-    return number
+                told.add(child.pid)
 
 
 def end_with_launcher(launcher: int) -> None:
