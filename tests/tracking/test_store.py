@@ -199,5 +199,5 @@ def test_a_run_to_go_on_with_whose_store_fails_is_not_called_one_without_files(c
     gone = Interrupted(Store("http://gone", Gone(), "0"), run_id, {}, None, None)
     with pytest.raises(UserError, match="http://gone did not give"), artifact_file(gone, "recipe.yaml"):
         pass
-    with pytest.raises(UserError, match="http://gone did not give"):
+    with pytest.raises(UserError, match=f"the checkpoints of the run {run_id} cannot be fetched from http://gone to "):
         download_checkpoints(gone, tmp_path / "none")
