@@ -81,6 +81,7 @@ def test_batches_are_bit_identical_for_any_number_of_workers() -> None:
             assert equal(mine, theirs)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:This DataLoader will create 4 worker processes")  # more than there are cores
 @pytest.mark.parametrize(("draw", "size"), [("shuffle", 8), ("oversample", 72)])
 @pytest.mark.parametrize("name", CONFIGS)

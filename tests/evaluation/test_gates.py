@@ -109,6 +109,7 @@ def test_a_clearly_worse_challenger_is_refused_nearly_always() -> None:
     assert share_passed(-0.15) <= 0.02 * NUM_SIMULATED
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gain", [0.0, 0.04])
 def test_one_that_has_not_more_than_the_gain_demanded_passes_in_no_more_than_five_percent(gain: float) -> None:
     passed = share_passed(gain, min_gain=0.04, significance=0.05)
@@ -171,6 +172,7 @@ def test_the_number_of_classes_is_accounted_for() -> None:
     assert gate(held(*many), "class_recall").passed
 
 
+@pytest.mark.slow
 def test_chance_refuses_no_more_than_five_percent_of_equal_challengers_over_all_classes_together() -> None:
     refused = 0
     for seed in range(NUM_SIMULATED):

@@ -25,6 +25,7 @@ from imgcls.models.family import FAMILIES, ModelConfig
 from imgcls.models.plaincnn import PlainCNNConfig
 from tests.inference.test_classifier import classifier, noise
 
+pytestmark = pytest.mark.slow
 Write = Callable[[Members, Path], None]
 Floats = npt.NDArray[np.float32]
 FORMATS: dict[str, Write] = {".onnx": to_onnx, ".pt2": to_pt2}
@@ -92,7 +93,6 @@ def test_a_file_gives_the_classifier_s_probabilities_for_any_number_of_images(ex
     assert [child.name for child in exported.parent.iterdir()] == [exported.name]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("ending", "family"), [(".onnx", family) for family in FAMILY_SIZES] + [(".pt2", family) for family in OF_PT2]
 )
@@ -261,7 +261,6 @@ def test_weights_that_are_no_shares_are_refused(tmp_path: Path, weights: tuple[f
         to_pt2([(tiny(seed), weight) for seed, weight in enumerate(weights)], tmp_path / "model.pt2")
 
 
-@pytest.mark.slow
 def test_a_process_without_this_package_runs_the_files(tmp_path: Path) -> None:
     model = tiny()
     to_pt2(model, tmp_path / "model.pt2")

@@ -243,6 +243,7 @@ def test_every_option_changes_the_logits_of_every_network(family: str, field: st
     assert [(a, b) for a, b in combinations(logits, 2) if torch.allclose(logits[a], logits[b])] == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", OURS)
 @pytest.mark.parametrize("name", GATES)
 def test_a_network_with_attention_exports_with_a_dynamic_batch(family: str, name: str) -> None:
