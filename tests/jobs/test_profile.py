@@ -136,6 +136,17 @@ def test_a_profile_prints_its_table_and_is_a_run(tmp_path: Path) -> None:
     assert not (Path.cwd() / "outputs").exists()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("cached", ["auto", "off"])
+def test_a_profile_says_where_a_training_would_keep_features(cached: str) -> None:
+    network = ("--model.num_blocks", "2", "--model.channels", "4", "--model.freeze_depth", "1")
+    images = ("--augment.image_size", "8", "--augment.preset", "none")
+    words = ("--train.epochs", "30", "--train.cache_features", cached)
+    result = command("profile", "digits", *network, *images, *words, "--seconds", "0.2", "--turns", "1")
+    assert result.exit_code == 0
+    assert ("what is measured here is one with --train.cache_features off" in result.stdout) == (cached == "auto")
+
+
 def test_json_is_all_that_is_printed(tmp_path: Path) -> None:
     result = command("profile", "--json", "--seconds", "0.2", "--turns=1", "digits", *SMALL)
     assert result.exit_code == 0
