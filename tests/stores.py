@@ -31,10 +31,11 @@ def copy_new_stores() -> None:
             create(engine)
             return
         if not template.exists():
-            new = utils.create_sqlalchemy_engine(f"sqlite:///{template}.new")
+            part = template.with_suffix(f".{os.getpid()}.db")  # forks of one process may be here at once
+            new = utils.create_sqlalchemy_engine(f"sqlite:///{part}")
             create(new)
             new.dispose()
-            Path(f"{template}.new").rename(template)
+            part.rename(template)
         with contextlib.closing(sqlite3.connect(template)) as source, contextlib.closing(sqlite3.connect(path)) as to:
             source.backup(to)
 

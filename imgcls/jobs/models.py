@@ -76,7 +76,7 @@ def _built(config: ModelConfig, *, num_classes: int, in_channels: int, image_siz
     try:
         with torch.device("meta"):
             return build(config, num_classes=num_classes, in_channels=in_channels, image_size=image_size)
-    except NotImplementedError:
+    except NotImplementedError:  # torch's: there are no numbers in its memory, and regnet's widths are computed
         return build(config, num_classes=num_classes, in_channels=in_channels, image_size=image_size)
 
 
